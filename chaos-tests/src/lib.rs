@@ -1,0 +1,1 @@
+//! Hosts, faults, workload, history and checker: Roost seen from outside.

@@ -1,0 +1,1 @@
+//! A cluster of real Roost node processes on one host.

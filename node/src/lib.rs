@@ -1,0 +1,1 @@
+//! Roost, a distributed message router: messages roost here until their receiver comes home.

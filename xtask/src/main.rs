@@ -1,0 +1,3 @@
+//! What people type: `cargo xtask up`, `demo`, `test`.
+
+fn main() {}
