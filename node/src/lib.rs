@@ -1,1 +1,11 @@
 //! Roost, a distributed message router: messages roost here until their receiver comes home.
+//!
+//! Start with `docs/MESSAGE_PATH.md`, which walks one message through these modules. Lowest layer first; a module uses
+//! only what stands above it in this list, and a test holds it so.
+
+pub mod types;
+
+pub mod peer;
+pub mod storage;
+
+pub mod shard;

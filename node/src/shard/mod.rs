@@ -1,0 +1,53 @@
+//! The replicated state machine of a user shard: queues, devices, chains, receipts, outbox.
+//!
+//! Pure: the same log gives the same bytes on every replica. No clock, randomness, network or task lives here; the
+//! proposer puts all of that into the command.
+
+pub mod txn;
+
+pub use txn::Txn;
+
+use roost_proto::storage::{ClusterState, Outcome};
+use roost_proto::v1::Receipt;
+
+use crate::types::{DeviceId, ShardId, UserId};
+
+/// What applying one batch gave.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// One a command, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Hints for the leader.
+    pub effects: Effects,
+}
+
+/// Hints that only the leader performs. What *must* happen is a row, and a new leader starts by scanning the rows.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Queues with new entries, or with entries gone that an attachment may be waiting at.
+    pub woken: Vec<UserId>,
+    /// Receipts as they were written, for watches.
+    pub receipts: Vec<(UserId, Receipt)>,
+    /// Destinations with new outbox rows.
+    pub outbox: Vec<ShardId>,
+    /// Devices that no longer exist; their attachments end.
+    pub removed: Vec<(UserId, DeviceId)>,
+    /// Users with entries left to delete.
+    pub trims: Vec<UserId>,
+    /// The cluster as it is now, if it changed; meta shard only.
+    pub cluster: Option<ClusterState>,
+}
+
+/// A replicated state machine: a user shard's, or the meta shard's.
+pub trait Machine: Send + Sync + 'static {
+    /// Applies one batch. Reads and writes go through `txn` only, so that the caller can commit them together with
+    /// the log position.
+    ///
+    /// # Errors
+    /// Only what the store reports; a refusal is an outcome.
+    fn apply(
+        &self,
+        txn: &mut Txn<'_>,
+        batch: &roost_proto::storage::Batch,
+    ) -> Result<Applied, crate::storage::Error>;
+}
