@@ -1,0 +1,120 @@
+//! The review of what we depend on, as far as it goes without a network service.
+//!
+//! Every package that is built on this platform comes under an accepted licence, and those whose types or sockets must
+//! meet are there once. It knows nothing of advisories: CONTRIBUTING says what to run for those.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Result, bail};
+
+use crate::licence;
+use crate::workspace::{Workspace, output};
+
+/// Two versions of one of these in one program would be two runtimes, two wire formats or two stores.
+const SINGLE: [&str; 8] = [
+    "bytes", "hyper", "openraft", "prost", "rocksdb", "rustls", "tokio", "tonic",
+];
+
+/// Reviews the dependencies of all packages, those of build scripts and tests too, and says how many there are.
+///
+/// # Errors
+///
+/// Naming each package that does not pass.
+pub(crate) fn review(workspace: &Workspace) -> Result<()> {
+    let packages = packages(workspace)?;
+    let complaints = complaints(&packages);
+    if complaints.is_empty() {
+        println!(
+            "{} packages: licences accepted, none of {} twice",
+            packages.len(),
+            SINGLE.join(", ")
+        );
+        return Ok(());
+    }
+    bail!("{}", complaints.join("\n"))
+}
+
+/// A package as the tree names it, and its licence.
+type Packages = BTreeSet<(String, String)>;
+
+fn packages(workspace: &Workspace) -> Result<Packages> {
+    let tree = output(workspace.cargo().args([
+        "tree",
+        "--locked",
+        "--workspace",
+        "--edges=normal,build,dev",
+        "--prefix=none",
+        "--no-dedupe",
+        "--format={p}|{l}",
+    ]))?;
+    let lines = tree.lines().filter(|line| !line.trim().is_empty());
+    Ok(lines
+        .filter_map(|line| line.split_once('|'))
+        .map(|(p, l)| (p.to_owned(), l.trim().to_owned()))
+        .collect())
+}
+
+fn complaints(packages: &Packages) -> Vec<String> {
+    let refused = packages
+        .iter()
+        .filter(|(_, expression)| !licence::is_accepted(expression));
+    let refused = refused
+        .map(|(package, expression)| format!("{package}: licence {expression:?} is not accepted"));
+    refused.chain(doubled(packages)).collect()
+}
+
+fn doubled(packages: &Packages) -> impl Iterator<Item = String> {
+    let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (package, _) in packages {
+        let mut words = package.split(' ');
+        if let (Some(name), Some(version)) = (words.next(), words.next()) {
+            versions.entry(name).or_default().insert(version);
+        }
+    }
+    let doubled = versions
+        .into_iter()
+        .filter(|(name, versions)| SINGLE.contains(name) && versions.len() > 1);
+    doubled.map(|(name, versions)| {
+        let versions: Vec<&str> = versions.into_iter().collect();
+        format!(
+            "{name} is there more than once: {} (see `cargo tree --duplicates`)",
+            versions.join(", ")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packages(list: &[(&str, &str)]) -> Packages {
+        list.iter()
+            .map(|(package, expression)| ((*package).to_owned(), (*expression).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn accepted_single_packages_pass() {
+        let packages = packages(&[
+            ("tokio v1.2.0", "MIT"),
+            ("rand v0.8.0", "MIT"),
+            ("rand v0.9.0", "MIT"),
+        ]);
+        assert!(complaints(&packages).is_empty());
+    }
+
+    #[test]
+    fn a_refused_licence_and_a_second_version_are_named() {
+        let packages = packages(&[
+            ("a v1.0.0", "GPL-3.0"),
+            ("tokio v0.3.0", "MIT"),
+            ("tokio v1.2.0", "MIT"),
+        ]);
+        let complaints = complaints(&packages);
+        assert!(
+            complaints.len() == 2 && complaints[0].starts_with("a v1.0.0"),
+            "{complaints:?}"
+        );
+        assert!(complaints[1].contains("v0.3.0, v1.2.0"), "{complaints:?}");
+    }
+}
