@@ -6,12 +6,19 @@
 //! because a renewed replica lives beside the damaged one it replaces, and by generation, because a snapshot is
 //! installed beside the state it replaces.
 
-use std::ops::Range;
+mod codec;
+mod ranges;
+#[cfg(test)]
+mod tests;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
 use roost_proto::v1::Status;
 
-use super::Column;
+pub use self::ranges::{
+    entries_all, entries_of, entries_of_user, expiry_until, home_range, inbound_marks, log_entries,
+    outbox_heads, outbox_index_of, outbox_of, read_marks_of, receipt_index_of, receipts_of,
+    replica_log_range, replica_state_range, replicas, sender_uses, senders, senders_of,
+    sent_ids_before, sent_ids_of_day, sent_ids_of_pair, sent_ids_to, trims, users,
+};
 use crate::types::{DeviceId, ReplicaId, ShardId};
 
 /// Where a replica's applied state lives: the replica and its state generation.
@@ -35,6 +42,9 @@ pub enum Key<'a> {
     Replica(ReplicaId),
     /// Node, `4`: the newest `storage.ClusterState` heard of. Overwritten.
     ClusterCache,
+    /// Node, `5`: `storage.Number`, how many syncs this store has begun. Overwritten by every sync; the store itself
+    /// uses it to tell damage from a torn tail.
+    SyncMark,
 
     /// Log, `R 1`: the vote (raft codec). Overwritten; synced before it is answered.
     Vote(ReplicaId),

@@ -6,6 +6,8 @@
 //! all batches, in the order they were written, is there. Nobody calls `sync` but the node's one `syncer`.
 
 pub mod keys;
+pub mod memory;
+pub mod value;
 
 use std::ops::Range;
 use std::sync::Arc;
