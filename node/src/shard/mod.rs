@@ -2,9 +2,33 @@
 //!
 //! Pure: the same log gives the same bytes on every replica. No clock, randomness, network or task lives here; the
 //! proposer puts all of that into the command.
+//!
+//! `machine` only dispatches; one file per table does the work, each on a [`Txn`]. A command that is refused as a whole
+//! has changed nothing. Every command does a bounded amount of work; what is left over is a row (`Trim`, a due
+//! `Expiry`), answered with `more`, and done by the next command of the same kind.
 
+mod delivered;
+mod expiry;
+mod machine;
+mod outbox;
+mod queue;
+pub mod read;
+mod receipts;
+pub(crate) mod refusal;
+mod senders;
+mod step;
+#[cfg(test)]
+mod tests;
 pub mod txn;
+mod users;
 
+pub use delivered::DELIVERED_AHEAD_MAX;
+pub use expiry::{EXPIRE_STEP_ENTRIES_MAX, EXPIRY_POSTPONED_MS, EXPIRY_ROUNDING_MS};
+pub use machine::UserShard;
+pub use outbox::OUTBOX_TRIM_STEP_ROWS_MAX;
+pub use queue::{ACK_STEP_ENTRIES_MAX, TRIM_STEP_ENTRIES_MAX, entry_bytes};
+pub use receipts::{READ_MARKS_MAX, RECEIPT_STEP_ROWS_MAX};
+pub use senders::SWEEP_STEP_ROWS_MAX;
 pub use txn::Txn;
 
 use roost_proto::storage::{ClusterState, Outcome};
