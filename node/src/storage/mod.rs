@@ -7,6 +7,8 @@
 
 pub mod keys;
 pub mod memory;
+pub mod rocks;
+pub mod syncer;
 pub mod value;
 
 use std::ops::Range;
