@@ -3,8 +3,12 @@
 //! Start with `docs/MESSAGE_PATH.md`, which walks one message through these modules. Lowest layer first; a module uses
 //! only what stands above it in this list, and a test holds it so.
 
+pub mod config;
+pub mod metrics;
+pub mod telemetry;
 pub mod types;
 
+pub mod auth;
 pub mod peer;
 pub mod storage;
 

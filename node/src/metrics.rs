@@ -1,0 +1,520 @@
+//! Every metric of the node, in one place.
+//!
+//! Names are `roost_<module>_<thing>_<unit>`, in base units; counters, and only they, end in `_total`. A metric has at
+//! most one label, and its values are bounded: a shard's number, or a word that stands in the source ([`Label`] takes
+//! nothing else). Never a user, an id of a message or an address. Gauges of a shard are set by its leader and set to 0
+//! by whoever stops leading, so that sums over nodes count nothing twice.
+//!
+//! Where something is counted often, keep the handle: `let sent = metrics::FRAME_MESSAGES.handle();`.
+
+use std::time::Duration;
+
+use ::metrics::{Key, KeyName, Level, Metadata, Recorder, Unit, with_recorder};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::config::Config;
+use crate::types::ShardId;
+
+/// Waits and round trips: 0.5 ms to 10 s.
+const LATENCY_SECONDS: &[f64] = &[
+    0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
+];
+/// Delivery waits for people: up to 30 days.
+const DELIVERY_SECONDS: &[f64] = &[
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.5,
+    1.0,
+    5.0,
+    60.0,
+    600.0,
+    3600.0,
+    86_400.0,
+    604_800.0,
+    2_592_000.0,
+];
+/// How many went together.
+const COUNT: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
+];
+/// How large it was: 64 bytes to 16 MiB.
+const BYTES: &[f64] = &[
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+];
+
+/// Between two calls of [`Exposition::upkeep`].
+pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+macro_rules! metrics {
+    ($($kind:ident $name:ident = $text:literal, $unit:ident $(, by $label:literal)? $(, in $buckets:ident)?; $help:literal)*) => {
+        $(
+            #[doc = $help]
+            #[doc = concat!("\n\n`", $text, "`", $(", by ", $label)?)]
+            pub const $name: $kind = $kind(Definition {
+                name: $text,
+                help: $help,
+                unit: Unit::$unit,
+                label: metrics!(@or $($label)?),
+                buckets: metrics!(@buckets $($buckets)?),
+            });
+        )*
+        /// Every metric, with the name of its kind.
+        const ALL: &[(&str, Definition)] = &[$((stringify!($kind), $name.0)),*];
+    };
+    (@or $label:literal) => { Some($label) };
+    (@or) => { None };
+    (@buckets $buckets:ident) => { $buckets };
+    (@buckets) => { &[] };
+}
+
+metrics! {
+    // Sessions: what clients see.
+    Histogram ACCEPT_LATENCY = "roost_session_accept_latency_seconds", Seconds, in LATENCY_SECONDS;
+        "From a send's arrival at its session to its accepted."
+    Histogram DELIVERY_LATENCY = "roost_session_delivery_latency_seconds", Seconds, in DELIVERY_SECONDS;
+        "From accepted until an entry was handed to a device; long for devices that were away."
+    Gauge SESSIONS = "roost_session_open_sessions", Count;
+        "Sessions on this node, bounded by session.sessions_max."
+    Counter SESSIONS_ENDED = "roost_session_ended_sessions_total", Count, by "reason";
+        "Sessions that ended, by reason."
+    Gauge IN_FLIGHT_SENDS = "roost_session_in_flight_sends", Count;
+        "Sends of all sessions that wait for their answer, each session bounded by session.in_flight_max."
+    Gauge WINDOW_ENTRIES = "roost_session_window_entries", Count;
+        "Entries handed to clients and not acknowledged, each session bounded by session.window_entries."
+    Gauge WINDOW_BYTES = "roost_session_window_bytes", Bytes;
+        "Bytes handed to clients and not acknowledged, each session bounded by session.window_bytes."
+    Gauge OUTGOING_FRAMES = "roost_session_outgoing_frames", Count;
+        "Frames that wait for clients to read, each session bounded by session.outgoing_frames_max."
+    Counter REFUSED_SENDS = "roost_session_refused_sends_total", Count, by "code";
+        "Sends refused, by code, retryable refusals among them."
+
+    // Shards: what their leaders keep.
+    Gauge QUEUE_ENTRIES = "roost_shard_queue_entries", Count, by "shard";
+        "Entries in all queues of a shard, each queue bounded by queue.entries_max."
+    Gauge QUEUE_BYTES = "roost_shard_queue_bytes", Bytes, by "shard";
+        "Bytes in all queues of a shard, each queue bounded by queue.bytes_max."
+    Gauge OLDEST_ENTRY_AGE = "roost_shard_oldest_entry_age_seconds", Seconds, by "shard";
+        "Age of the oldest entry of a shard; 0 without any."
+    Gauge OUTBOX_ROWS = "roost_shard_outbox_rows", Count, by "shard";
+        "Outbox rows of a shard, each destination bounded by queue.outbox_rows_max."
+    Gauge SENDER_IDS = "roost_shard_fullest_sender_ids", Count, by "shard";
+        "Ids remembered for the sender device that has most of them, bounded by queue.sender_ids_max."
+    Counter EXPIRED_ENTRIES = "roost_shard_expired_entries_total", Count;
+        "Entries whose time to live ran out before every device had them."
+    Counter RECEIPTS = "roost_shard_receipts_total", Count, by "status";
+        "Receipts written for senders, by status."
+
+    // Replicas: proposing and delivering.
+    Gauge PENDING_PROPOSALS = "roost_replica_pending_proposals", Count, by "shard";
+        "Commands that wait to be proposed, bounded by replica.pending_proposals_max."
+    Gauge PENDING_BYTES = "roost_replica_pending_bytes", Bytes, by "shard";
+        "Bytes of commands that wait to be proposed, bounded by replica.pending_bytes_max."
+    Histogram BATCH_COMMANDS = "roost_replica_batch_commands", Count, in COUNT;
+        "Commands in one proposal."
+    Histogram BATCH_BYTES = "roost_replica_batch_bytes", Bytes, in BYTES;
+        "Bytes in one proposal."
+    Histogram PROPOSE_LATENCY = "roost_replica_propose_latency_seconds", Seconds, in LATENCY_SECONDS;
+        "From proposing a batch to its being applied at the leader."
+    Counter UNKNOWN_PROPOSALS = "roost_replica_unknown_proposals_total", Count;
+        "Proposals whose fate stayed unknown; their callers send them again."
+    Gauge ATTACHMENTS = "roost_replica_attachments", Count, by "shard";
+        "Attachments of devices at a shard's leader, with watches bounded by replica.attachments_max."
+    Gauge WATCHES = "roost_replica_watches", Count, by "shard";
+        "Watches at a shard's leader."
+    Gauge CORRUPT_REPLICAS = "roost_replica_corrupt_replicas", Count;
+        "Replicas of this node that stopped because of damage and wait for their renewal. Not 0: look at the disk."
+    Counter RENEWALS = "roost_replica_renewals_total", Count;
+        "Replicas of this node that were renewed under a new id."
+    Counter RESTARTS = "roost_replica_restarts_total", Count;
+        "Replicas of this node whose Raft core died and was started again."
+
+    // Raft.
+    Gauge RAFT_ROLE = "roost_raft_role_code", Count, by "shard";
+        "This node's part in a shard: 0 none or failed, 1 learner, 2 follower, 3 candidate, 4 leader."
+    Gauge RAFT_TERM = "roost_raft_current_term", Count, by "shard";
+        "The shard's term as this node knows it."
+    Gauge RAFT_LAG = "roost_raft_lag_entries", Count, by "shard";
+        "Log entries known to be committed that this replica has not applied."
+    Counter ELECTIONS = "roost_raft_elections_total", Count;
+        "Elections that this node's replicas stood for."
+    Gauge LOG_BYTES = "roost_raft_log_bytes", Bytes;
+        "Bytes of log of all replicas of this node, bounded by raft.log_bytes_max."
+    Gauge LOG_CACHE_BYTES = "roost_raft_log_cache_bytes", Bytes;
+        "Bytes of recent entries in memory, bounded by raft.log_cache_bytes_max."
+    Counter SNAPSHOTS = "roost_raft_snapshots_total", Count, by "outcome";
+        "Snapshots, by what became of them: sent, installed, failed."
+
+    // Storage.
+    Histogram SYNC_LATENCY = "roost_storage_sync_latency_seconds", Seconds, in LATENCY_SECONDS;
+        "One fsync of the write-ahead log."
+    Histogram SYNC_CALLBACKS = "roost_storage_sync_callbacks", Count, in COUNT;
+        "Callers answered by one fsync: what group commit gains."
+    Gauge PENDING_SYNCS = "roost_storage_pending_syncs", Count;
+        "Callers that wait for the next fsync; bounded, because each replica waits with one append and one vote."
+    Counter SYNC_STALLS = "roost_storage_sync_stalls_total", Count;
+        "Times that a sync took longer than storage.sync_stall_ms and the node stopped its heartbeats."
+    Gauge DISK_FREE_BYTES = "roost_storage_disk_free_bytes", Bytes;
+        "Free on the file system of the data directory."
+    Gauge DISK_FREE_RATIO = "roost_storage_disk_free_ratio", Count;
+        "Free share of the file system; sends are refused below storage.disk_reserve_percent."
+    Histogram RECLAIM_LATENCY = "roost_storage_reclaim_latency_seconds", Seconds, in LATENCY_SECONDS;
+        "One removal of deleted rows from all files."
+
+    // Router.
+    Counter FORWARDS = "roost_router_forwards_total", Count, by "outcome";
+        "Requests sent to a shard's leader, by outcome: each retry counts."
+    Counter DROPPED_OUTBOX_ROWS = "roost_router_dropped_outbox_rows_total", Count;
+        "Outbox rows that their destination refused for good, because the user is gone."
+
+    // Links between nodes.
+    Gauge LINKS = "roost_peer_connected_links", Count, by "lane";
+        "Streams that this node has open to others; each other node is one of each lane."
+    Counter REDIALS = "roost_peer_redials_total", Count, by "lane";
+        "Streams dialled, the first time included."
+    Gauge OPEN_CALLS = "roost_peer_open_calls", Count, by "lane";
+        "Calls of this node that wait for an answer, bounded by peer.open_calls_max for each other node."
+    Gauge SERVED_CALLS = "roost_peer_served_calls", Count, by "lane";
+        "Calls of other nodes that this node is answering, bounded by peer.open_calls_max for each of them."
+    Counter FAILED_CALLS = "roost_peer_failed_calls_total", Count, by "reason";
+        "Calls that got no answer, by reason: unreachable, timed_out, overloaded."
+    Counter LATE_REPLIES = "roost_peer_late_replies_total", Count;
+        "Answers dropped because their call's deadline had passed."
+    Histogram FRAME_MESSAGES = "roost_peer_frame_messages", Count, in COUNT;
+        "Messages in one frame: what batching gains."
+    Histogram FRAME_BYTES = "roost_peer_frame_bytes", Bytes, in BYTES;
+        "Bytes of one frame between two nodes."
+
+    // The node as a whole.
+    Gauge CLOCK_OFFSET = "roost_node_clock_offset_seconds", Seconds;
+        "This node's wall clock minus that of the majority."
+    Gauge READY = "roost_node_ready_flag", Count;
+        "1 while the node is ready."
+    Gauge BOUND = "roost_config_bound_limit", Count, by "bound";
+        "A configured bound, by its setting: divide the matching gauge by it to see how full it is."
+}
+
+/// What a metric is called and says.
+#[derive(Clone, Copy, Debug)]
+pub struct Definition {
+    name: &'static str,
+    help: &'static str,
+    unit: Unit,
+    label: Option<&'static str>,
+    buckets: &'static [f64],
+}
+
+/// Something that only grows.
+#[derive(Clone, Copy, Debug)]
+pub struct Counter(Definition);
+
+/// Something that goes up and down.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauge(Definition);
+
+/// A distribution.
+#[derive(Clone, Copy, Debug)]
+pub struct Histogram(Definition);
+
+/// A label's value: bounded by its type.
+pub trait Label: sealed::Sealed {
+    /// As it is exposed.
+    fn text(self) -> ::metrics::SharedString;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for crate::types::ShardId {}
+    impl Sealed for &'static str {}
+}
+
+impl Label for ShardId {
+    fn text(self) -> ::metrics::SharedString {
+        self.to_string().into()
+    }
+}
+
+impl Label for &'static str {
+    fn text(self) -> ::metrics::SharedString {
+        self.into()
+    }
+}
+
+macro_rules! handles {
+    ($kind:ident, $register:ident) => {
+        impl $kind {
+            /// The one series of a metric without label.
+            pub fn handle(&self) -> ::metrics::$kind {
+                with_recorder(|recorder| recorder.$register(&self.0.key(None), &METADATA))
+            }
+
+            /// The series of one label value.
+            pub fn of(&self, label: impl Label) -> ::metrics::$kind {
+                with_recorder(|recorder| {
+                    recorder.$register(&self.0.key(Some(label.text())), &METADATA)
+                })
+            }
+
+            /// The name that it is exposed under.
+            #[must_use]
+            pub fn name(&self) -> &'static str {
+                self.0.name
+            }
+        }
+    };
+}
+
+handles!(Counter, register_counter);
+handles!(Gauge, register_gauge);
+handles!(Histogram, register_histogram);
+
+static METADATA: Metadata<'static> = Metadata::new("roost", Level::INFO, None);
+
+impl Definition {
+    fn key(&self, value: Option<::metrics::SharedString>) -> Key {
+        debug_assert_eq!(
+            self.label.is_some(),
+            value.is_some(),
+            "{}: a label is said or not",
+            self.name
+        );
+        match (self.label, value) {
+            (Some(label), Some(value)) => {
+                Key::from_parts(self.name, vec![::metrics::Label::new(label, value)])
+            }
+            _ => Key::from_static_name(self.name),
+        }
+    }
+}
+
+/// What `/metrics` answers with.
+#[derive(Clone)]
+pub struct Exposition(PrometheusHandle);
+
+impl Exposition {
+    /// All metrics in Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+
+    /// Keeps histograms small; to be called every [`UPKEEP_INTERVAL`], also when nobody asks for `/metrics`.
+    pub fn upkeep(&self) {
+        self.0.run_upkeep();
+    }
+}
+
+/// Collects all metrics of this process from now on. Call it once, before any handle is made.
+///
+/// # Errors
+/// When something collects them already.
+pub fn install() -> Result<Exposition, BuildError> {
+    let handle = builder()?.install_recorder()?;
+    with_recorder(|recorder| describe(recorder));
+    Ok(Exposition(handle))
+}
+
+/// Exposes the bounds whose fill other metrics show.
+pub fn set_bounds(config: &Config) {
+    for (bound, limit) in [
+        ("session.sessions_max", config.session.sessions_max as f64),
+        (
+            "session.in_flight_max",
+            f64::from(config.session.in_flight_max),
+        ),
+        (
+            "session.window_entries",
+            f64::from(config.session.window_entries),
+        ),
+        ("session.window_bytes", config.session.window_bytes as f64),
+        (
+            "session.outgoing_frames_max",
+            config.session.outgoing_frames_max as f64,
+        ),
+        ("queue.entries_max", config.queue.entries_max as f64),
+        ("queue.bytes_max", config.queue.bytes_max as f64),
+        ("queue.sender_ids_max", config.queue.sender_ids_max as f64),
+        ("queue.outbox_rows_max", config.queue.outbox_rows_max as f64),
+        (
+            "replica.pending_proposals_max",
+            config.replica.pending_proposals_max as f64,
+        ),
+        (
+            "replica.pending_bytes_max",
+            config.replica.pending_bytes_max as f64,
+        ),
+        (
+            "replica.attachments_max",
+            config.replica.attachments_max as f64,
+        ),
+        ("raft.log_bytes_max", config.raft.log_bytes_max as f64),
+        (
+            "raft.log_cache_bytes_max",
+            config.raft.log_cache_bytes_max as f64,
+        ),
+        ("peer.open_calls_max", config.peer.open_calls_max as f64),
+    ] {
+        BOUND.of(bound).set(limit);
+    }
+}
+
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    ALL.iter()
+        .filter(|(_, metric)| !metric.buckets.is_empty())
+        .try_fold(PrometheusBuilder::new(), |builder, (_, metric)| {
+            builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), metric.buckets)
+        })
+}
+
+fn describe(recorder: &dyn Recorder) {
+    for (kind, metric) in ALL {
+        let (name, help) = (KeyName::from_const_str(metric.name), metric.help.into());
+        match *kind {
+            "Counter" => recorder.describe_counter(name, Some(metric.unit), help),
+            "Gauge" => recorder.describe_gauge(name, Some(metric.unit), help),
+            _ => recorder.describe_histogram(name, Some(metric.unit), help),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODULES: &[&str] = &[
+        "session", "shard", "replica", "raft", "storage", "router", "peer", "node", "config",
+    ];
+
+    /// What a name may end in, before `_total`.
+    const UNITS: &[&str] = &[
+        "seconds",
+        "bytes",
+        "entries",
+        "sessions",
+        "sends",
+        "frames",
+        "rows",
+        "ids",
+        "receipts",
+        "proposals",
+        "commands",
+        "attachments",
+        "watches",
+        "replicas",
+        "renewals",
+        "restarts",
+        "code",
+        "term",
+        "elections",
+        "snapshots",
+        "callbacks",
+        "syncs",
+        "stalls",
+        "ratio",
+        "forwards",
+        "links",
+        "redials",
+        "calls",
+        "replies",
+        "messages",
+        "flag",
+        "limit",
+    ];
+
+    /// Every name follows the rule, is described, and is there once.
+    #[test]
+    fn names_follow_the_rule() {
+        let mut names: Vec<&str> = ALL.iter().map(|(_, metric)| metric.name).collect();
+        for (
+            kind,
+            Definition {
+                name,
+                help,
+                buckets,
+                ..
+            },
+        ) in ALL
+        {
+            let rest = name.strip_suffix("_total");
+            assert_eq!(
+                rest.is_some(),
+                *kind == "Counter",
+                "{name}: counters end in _total"
+            );
+            let words: Vec<&str> = rest.unwrap_or(name).split('_').collect();
+            assert_eq!(words[0], "roost", "{name}");
+            assert!(MODULES.contains(&words[1]), "{name}: unknown module");
+            assert!(
+                words.len() > 2 && UNITS.contains(&words[words.len() - 1]),
+                "{name}: unknown unit"
+            );
+            assert!(help.len() > 20 && help.ends_with('.'), "{name}: {help}");
+            assert_eq!(
+                !buckets.is_empty(),
+                *kind == "Histogram",
+                "{name}: histograms have buckets"
+            );
+            assert!(buckets.is_sorted(), "{name}");
+        }
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count, "a name stands twice");
+    }
+
+    /// Units agree with names.
+    #[test]
+    fn units_are_base_units() {
+        for (_, Definition { name, unit, .. }) in ALL {
+            let named = name.trim_end_matches("_total");
+            assert_eq!(
+                named.ends_with("_seconds"),
+                *unit == Unit::Seconds,
+                "{name}"
+            );
+            assert_eq!(named.ends_with("_bytes"), *unit == Unit::Bytes, "{name}");
+        }
+    }
+
+    /// What is recorded is rendered, with its description and as a real histogram.
+    #[test]
+    fn recorded_is_rendered() {
+        let recorder = builder().expect("buckets are valid").build_recorder();
+        ::metrics::with_local_recorder(&recorder, || {
+            describe(&recorder);
+            ACCEPT_LATENCY.handle().record(0.003);
+            QUEUE_ENTRIES.of(ShardId(3)).set(7.0);
+            RAFT_TERM.of(ShardId::META).set(2.0);
+            REFUSED_SENDS.of("QUEUE_FULL").increment(1);
+            set_bounds(&Config::default());
+        });
+        let text = recorder.handle().render();
+        for line in [
+            "# TYPE roost_session_accept_latency_seconds histogram",
+            "roost_session_accept_latency_seconds_bucket{le=\"0.005\"} 1",
+            "roost_shard_queue_entries{shard=\"3\"} 7",
+            "roost_raft_current_term{shard=\"meta\"} 2",
+            "roost_session_refused_sends_total{code=\"QUEUE_FULL\"} 1",
+            "roost_config_bound_limit{bound=\"session.in_flight_max\"} 1024",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+        assert!(
+            text.contains("# HELP roost_shard_queue_entries Entries in all queues"),
+            "{text}"
+        );
+    }
+}
