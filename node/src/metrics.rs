@@ -190,7 +190,7 @@ metrics! {
     Gauge SERVED_CALLS = "roost_peer_served_calls", Count, by "lane";
         "Calls of other nodes that this node is answering, bounded by peer.open_calls_max for each of them."
     Counter FAILED_CALLS = "roost_peer_failed_calls_total", Count, by "reason";
-        "Calls that got no answer, by reason: unreachable, timed_out, overloaded."
+        "Calls that got no answer, by reason: unreachable, timed_out, overloaded, too_large, failed."
     Counter LATE_REPLIES = "roost_peer_late_replies_total", Count;
         "Answers dropped because their call's deadline had passed."
     Histogram FRAME_MESSAGES = "roost_peer_frame_messages", Count, in COUNT;
