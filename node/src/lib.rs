@@ -13,3 +13,5 @@ pub mod peer;
 pub mod storage;
 
 pub mod shard;
+
+pub mod cli;

@@ -1,2 +1,7 @@
 //! The `roost` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    roost::cli::main()
+}

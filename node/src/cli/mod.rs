@@ -1,0 +1,111 @@
+//! The command line: what people and scripts type. One file per command; each turns its arguments into calls of the
+//! client library, of `roost-local`, or of the node itself, and its outcome into lines and an exit code.
+//!
+//! Results go to standard output, everything else to standard error; an error is one line that says what to do.
+
+mod account;
+mod chat;
+mod completions;
+mod dev;
+mod exit;
+mod format;
+mod input;
+mod listen;
+mod send;
+mod server;
+mod signals;
+mod status;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use exit::{Exit, Failure};
+
+/// A distributed message router that loses nothing.
+#[derive(Debug, Parser)]
+#[command(
+    name = "roost",
+    version = version::text(),
+    after_help = exit::HELP,
+    disable_help_subcommand = true,
+    propagate_version = false
+)]
+struct Cli {
+    #[command(flatten)]
+    server: server::ServerArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a local cluster of real node processes until Ctrl-C.
+    Dev(dev::Args),
+    /// Add, list and remove accounts and devices; needs the admin token.
+    Account(account::Args),
+    /// Send one message, or one per line of standard input.
+    Send(send::Args),
+    /// Receive messages, one line each.
+    Listen(listen::Args),
+    /// Talk to somebody.
+    Chat(chat::Args),
+    /// Show nodes, shards and queues; needs the admin token.
+    Status(status::Args),
+    /// Print a script that completes `roost` commands in a shell.
+    Completions(completions::Args),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let result = run(cli);
+    if let Err(failure) = &result {
+        eprintln!("roost: {failure}");
+    }
+    ExitCode::from(match result {
+        Ok(exit) => exit.code(),
+        Err(failure) => failure.exit().code(),
+    })
+}
+
+fn run(cli: Cli) -> Result<Exit, Failure> {
+    let server = cli.server;
+    if let Command::Completions(args) = cli.command {
+        return completions::run(&args, &mut Cli::command());
+    }
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| Failure::internal(format!("cannot start threads: {error}")))?;
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Dev(args) => dev::run(args).await,
+            Command::Account(args) => account::run(args, &server).await,
+            Command::Send(args) => send::run(args, &server).await,
+            Command::Listen(args) => listen::run(args, &server).await,
+            Command::Chat(args) => chat::run(args, &server).await,
+            Command::Status(args) => status::run(args, &server).await,
+            Command::Completions(_) => Ok(Exit::Done),
+        }
+    });
+    // A read of standard input that nobody waits for any more must not hold the process.
+    runtime.shutdown_background();
+    result
+}
+
+/// Help and version were asked for; everything else is a usage error, which has one exit code here as elsewhere.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Without a terminal to print to there is nothing left to do.
+    let _ = error.print();
+    if error.use_stderr() {
+        ExitCode::from(Exit::Usage.code())
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+#[cfg(test)]
+mod tests;
