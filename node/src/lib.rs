@@ -9,9 +9,11 @@ pub mod telemetry;
 pub mod types;
 
 pub mod auth;
+pub mod cluster;
 pub mod peer;
 pub mod storage;
 
+pub mod meta;
 pub mod shard;
 
 pub mod cli;
