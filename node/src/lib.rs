@@ -16,4 +16,6 @@ pub mod storage;
 pub mod meta;
 pub mod shard;
 
+pub mod raft;
+
 pub mod cli;

@@ -139,6 +139,12 @@ impl NodeId {
         Self(uuid::Builder::from_random_bytes(bytes).into_uuid())
     }
 
+    /// What [`NodeId::as_bytes`] gave.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(uuid::Uuid::from_bytes(bytes))
+    }
+
     /// Checks what came from outside.
     ///
     /// # Errors

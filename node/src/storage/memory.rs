@@ -74,6 +74,12 @@ impl MemoryStore {
         }
     }
 
+    /// What a crash now would leave at least.
+    #[must_use]
+    pub fn durable(&self) -> Arc<dyn Read> {
+        Arc::new(self.shared.disk.lock().durable.clone())
+    }
+
     /// How many batches a crash now could lose.
     #[must_use]
     pub fn unsynced(&self) -> usize {

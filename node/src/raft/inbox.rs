@@ -1,0 +1,178 @@
+//! What other replicas ask of this one: appends, votes, chunks of snapshots.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::Snapshot;
+use openraft::error::RaftError;
+use roost_proto::peer::failure::Reason;
+use roost_proto::peer::{Failure, RaftRequest, RaftResponse, raft_request, raft_response};
+use tokio::sync::{Mutex, Semaphore};
+
+use super::codec::{decode_message, encode_message};
+use super::log_store::LogStore;
+use super::snapshot::{self, Answer, Chunk, Handle, Received, Receiver};
+use super::states::States;
+use super::types::{AppendRequest, Raft, Vote, VoteRequest};
+use crate::storage;
+
+/// Appends that may wait in a group at a time. A leader has one under way per follower, but gives it up after a
+/// heartbeat interval and sends it again: while the disk hangs, the copies must not pile up.
+const APPENDS_WAITING_MAX: usize = 8;
+
+/// The receiving side of one replica.
+pub(super) struct Inbox {
+    raft: Raft,
+    log: LogStore,
+    states: Arc<States>,
+    appends: Semaphore,
+    /// One snapshot at a time; a newer transfer takes the place of an older one.
+    incoming: Mutex<Incoming>,
+}
+
+#[derive(Default)]
+struct Incoming {
+    receiver: Option<Receiver>,
+    /// The transfer that ended last, and how.
+    ended: Option<(u64, Answer)>,
+}
+
+impl Inbox {
+    pub(super) fn new(raft: Raft, log: LogStore, states: Arc<States>) -> Self {
+        Self {
+            raft,
+            log,
+            states,
+            appends: Semaphore::new(APPENDS_WAITING_MAX),
+            incoming: Mutex::default(),
+        }
+    }
+
+    pub(super) async fn handle(&self, request: RaftRequest) -> Result<RaftResponse, Failure> {
+        let body = match request.body {
+            Some(raft_request::Body::Append(bytes)) => {
+                raft_response::Body::Append(self.append(bytes).await?)
+            }
+            Some(raft_request::Body::Vote(bytes)) => {
+                raft_response::Body::Vote(self.vote(bytes).await?)
+            }
+            Some(raft_request::Body::SnapshotChunk(bytes)) => {
+                let answer = self.chunk(bytes).await?;
+                raft_response::Body::Snapshot(encode_message(&answer))
+            }
+            None => return Err(failure(Reason::Internal, "an empty request")),
+        };
+        Ok(RaftResponse { body: Some(body) })
+    }
+
+    async fn append(&self, bytes: Bytes) -> Result<Bytes, Failure> {
+        let Ok(_permit) = self.appends.try_acquire() else {
+            return Err(failure(Reason::Overloaded, "earlier appends wait"));
+        };
+        let request: AppendRequest = decode_message("append", bytes).map_err(refused)?;
+        let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        Ok(encode_message(&response))
+    }
+
+    async fn vote(&self, bytes: Bytes) -> Result<Bytes, Failure> {
+        let request: VoteRequest = decode_message("vote", bytes).map_err(refused)?;
+        let response = self.raft.vote(request).await.map_err(stopped)?;
+        Ok(encode_message(&response))
+    }
+
+    async fn chunk(&self, bytes: Bytes) -> Result<Answer, Failure> {
+        // A damaged chunk is sent again by whoever gets this failure, from the beginning.
+        let chunk: Chunk = decode_message("chunk of a snapshot", bytes).map_err(refused)?;
+        let own = self.raft.metrics().borrow().vote;
+        // Votes are only partly ordered: refused is what is not at least as new.
+        if chunk
+            .vote
+            .partial_cmp(&own)
+            .is_none_or(|order| order.is_lt())
+        {
+            return Ok(Answer::HigherVote(own));
+        }
+        let mut incoming = self.incoming.lock().await;
+        if let Some((stream, answer)) = &incoming.ended
+            && *stream == chunk.stream
+        {
+            return Ok(answer.clone());
+        }
+        let stream = chunk.stream;
+        let answer = self.receive(&mut incoming, chunk).await?;
+        if answer != Answer::Next {
+            incoming.ended = Some((stream, answer.clone()));
+        }
+        Ok(answer)
+    }
+
+    async fn receive(&self, incoming: &mut Incoming, chunk: Chunk) -> Result<Answer, Failure> {
+        let repeated = incoming.receiver.as_ref();
+        if repeated.is_some_and(|receiver| receiver.is_repeated(&chunk)) {
+            return Ok(Answer::Next);
+        }
+        if chunk.number == 0 {
+            self.give_up(incoming).map_err(broken)?;
+            incoming.receiver = Some(Receiver::new(self.states.reserve(), &chunk));
+        }
+        let Some(receiver) = &mut incoming.receiver else {
+            return Ok(Answer::Refused("it did not begin here".to_owned()));
+        };
+        let vote = chunk.vote;
+        match receiver.accept(&self.states, chunk) {
+            Ok(None) => Ok(Answer::Next),
+            Ok(Some(received)) => {
+                incoming.receiver = None;
+                self.install(vote, received).await
+            }
+            Err(error @ storage::Error::Corrupt { .. }) => {
+                self.give_up(incoming).map_err(broken)?;
+                Ok(Answer::Refused(error.to_string()))
+            }
+            Err(error) => Err(broken(error)),
+        }
+    }
+
+    async fn install(&self, vote: Vote, received: Received) -> Result<Answer, Failure> {
+        let home = received.home;
+        let snapshot = Snapshot {
+            meta: snapshot::meta(&received.progress),
+            snapshot: Box::new(Handle::Received(received)),
+        };
+        self.log.begin_install(snapshot.meta.last_log_id);
+        let installed = self.raft.install_full_snapshot(vote, snapshot).await;
+        self.log.end_install();
+        let response = installed.map_err(|fatal| stopped(RaftError::Fatal(fatal)))?;
+        // openraft may have found that it does not need it.
+        self.states.abandon(home).map_err(broken)?;
+        Ok(Answer::Installed(response.vote))
+    }
+
+    fn give_up(&self, incoming: &mut Incoming) -> Result<(), storage::Error> {
+        match incoming.receiver.take() {
+            Some(receiver) => self.states.abandon(receiver.home()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn stopped(error: RaftError<u64>) -> Failure {
+    failure(Reason::NoReplica, &error.to_string())
+}
+
+fn refused(error: storage::Error) -> Failure {
+    failure(Reason::Internal, &error.to_string())
+}
+
+fn broken(error: storage::Error) -> Failure {
+    failure(Reason::NoReplica, &error.to_string())
+}
+
+/// What is sent back instead of an answer.
+pub(super) fn failure(reason: Reason, message: &str) -> Failure {
+    Failure {
+        reason: reason.into(),
+        message: message.to_owned(),
+        ..Failure::default()
+    }
+}

@@ -1,0 +1,238 @@
+//! Raft's calls to other replicas, over the links between nodes.
+//!
+//! Heartbeats and votes travel on the control lane, entries on the traffic lane, snapshots on the bulk lane, one chunk
+//! at a time. Whatever kept an answer away makes openraft leave the other side alone for a moment: an error that it
+//! would retry at once is never returned, because a link that is down fails at once.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::error::{
+    Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{Backoff, RPCOption};
+use openraft::raft::SnapshotResponse;
+use openraft::{ErrorSubject, ErrorVerb, RPCTypes, RaftNetwork, RaftNetworkFactory, Snapshot};
+use roost_proto::peer::{RaftRequest, Request, raft_request, raft_response, request, response};
+use tokio::time::Instant;
+
+use super::codec::{decode_message, encode_message};
+use super::fault::Fault;
+use super::snapshot::{Answer, Chunk, Frozen, Handle, Sender};
+use super::timing::Timing;
+use super::types::{AppendRequest, AppendResponse, TypeConfig, Vote, VoteRequest, VoteResponse};
+use crate::peer::{Lane, Peers};
+use crate::storage;
+use crate::types::{NodeId, ReplicaId};
+
+/// How often a chunk of a snapshot is sent before the transfer is given up.
+const CHUNK_TRIES_MAX: u32 = 3;
+
+/// Makes the ends of links for one replica.
+pub(super) struct Network {
+    pub replica: ReplicaId,
+    pub peers: Arc<dyn Peers>,
+    pub timing: Timing,
+    pub fault: Fault,
+}
+
+/// One replica's way to another.
+pub(super) struct Link {
+    replica: ReplicaId,
+    target: u64,
+    node: NodeId,
+    peers: Arc<dyn Peers>,
+    timing: Timing,
+    fault: Fault,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    #[error(transparent)]
+    Peer(#[from] crate::peer::Error),
+    #[error("the other side cannot: {0}")]
+    Failure(String),
+    #[error(transparent)]
+    Format(#[from] storage::Error),
+    #[error("the answer is to another question")]
+    Mismatch,
+}
+
+/// Why a snapshot did not arrive.
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    #[error("the snapshot was refused: {0}")]
+    Refused(String),
+    #[error("the snapshot took longer than its life")]
+    Expired,
+}
+
+type NetError = RPCError<u64, NodeId, RaftError<u64>>;
+type SnapshotError = StreamingError<TypeConfig, Fatal<u64>>;
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, node: &NodeId) -> Link {
+        Link {
+            replica: self.replica,
+            target,
+            node: *node,
+            peers: self.peers.clone(),
+            timing: self.timing,
+            fault: self.fault.clone(),
+        }
+    }
+}
+
+impl Link {
+    async fn call(
+        &self,
+        lane: Lane,
+        deadline: Duration,
+        body: raft_request::Body,
+    ) -> Result<raft_response::Body, CallError> {
+        let request = Request {
+            request: Some(request::Request::Raft(RaftRequest {
+                replica: self.target,
+                body: Some(body),
+            })),
+        };
+        let response = self.peers.call(self.node, lane, deadline, request).await?;
+        match response.response {
+            Some(response::Response::Raft(response)) => response.body.ok_or(CallError::Mismatch),
+            Some(response::Response::Failure(failure)) => {
+                Err(CallError::Failure(format!("{:?}", failure.reason())))
+            }
+            _ => Err(CallError::Mismatch),
+        }
+    }
+
+    fn error(&self, action: RPCTypes, timeout: Duration, error: &CallError) -> NetError {
+        match error {
+            CallError::Peer(crate::peer::Error::TimedOut(_)) => RPCError::Timeout(Timeout {
+                action,
+                id: self.replica.0,
+                target: self.target,
+                timeout,
+            }),
+            error => RPCError::Unreachable(Unreachable::new(error)),
+        }
+    }
+
+    async fn send_chunk(&self, chunk: &Chunk, deadline: Duration) -> Result<Answer, CallError> {
+        let body = encode_message(chunk);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let body = raft_request::Body::SnapshotChunk(body.clone());
+            match self.call(Lane::Bulk, deadline, body).await {
+                Ok(raft_response::Body::Snapshot(answer)) => {
+                    return Ok(decode_message("answer to a snapshot", answer)?);
+                }
+                Ok(_) => return Err(CallError::Mismatch),
+                Err(CallError::Peer(_)) if tries < CHUNK_TRIES_MAX => {
+                    tokio::time::sleep(self.timing.backoff()).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        frozen: Frozen,
+        deadline: Duration,
+    ) -> Result<SnapshotResponse<u64>, SnapshotError> {
+        let expires = Instant::now() + self.timing.snapshot_life;
+        let mut sender = Sender::new(frozen, vote, expires);
+        loop {
+            if sender.expired() {
+                return Err(Unreachable::new(&SendError::Expired).into());
+            }
+            let chunk = sender.next().map_err(|error| {
+                self.fault
+                    .report(ErrorSubject::Snapshot(None), ErrorVerb::Read, error)
+            })?;
+            // The last chunk's answer ends the transfer, whatever it is.
+            let Some(chunk) = chunk else {
+                let refused = SendError::Refused("it never ended".to_owned());
+                return Err(Unreachable::new(&refused).into());
+            };
+            let answer = self.send_chunk(&chunk, deadline).await;
+            match answer.map_err(|error| Unreachable::new(&error))? {
+                Answer::Next => {}
+                Answer::Installed(vote) | Answer::HigherVote(vote) => {
+                    return Ok(SnapshotResponse::new(vote));
+                }
+                Answer::Refused(reason) => {
+                    return Err(Unreachable::new(&SendError::Refused(reason)).into());
+                }
+            }
+        }
+    }
+}
+
+impl RaftNetwork<TypeConfig> for Link {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendRequest,
+        option: RPCOption,
+    ) -> Result<AppendResponse, NetError> {
+        let lane = match rpc.entries.is_empty() {
+            true => Lane::Control,
+            false => Lane::Traffic,
+        };
+        let body = raft_request::Body::Append(encode_message(&rpc));
+        let answer = self.call(lane, option.hard_ttl(), body).await;
+        answer
+            .and_then(|answer| match answer {
+                raft_response::Body::Append(bytes) => decoded("answer to an append", bytes),
+                _ => Err(CallError::Mismatch),
+            })
+            .map_err(|error| self.error(RPCTypes::AppendEntries, option.hard_ttl(), &error))
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest,
+        option: RPCOption,
+    ) -> Result<VoteResponse, NetError> {
+        let body = raft_request::Body::Vote(encode_message(&rpc));
+        let answer = self.call(Lane::Control, option.hard_ttl(), body).await;
+        answer
+            .and_then(|answer| match answer {
+                raft_response::Body::Vote(bytes) => decoded("answer to a vote", bytes),
+                _ => Err(CallError::Mismatch),
+            })
+            .map_err(|error| self.error(RPCTypes::Vote, option.hard_ttl(), &error))
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<TypeConfig>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<u64>, SnapshotError> {
+        let Handle::Frozen(frozen) = *snapshot.snapshot else {
+            return Err(ReplicationClosed::new("only a frozen state can be sent").into());
+        };
+        tokio::select! {
+            closed = cancel => Err(closed.into()),
+            sent = self.send_snapshot(vote, frozen, option.hard_ttl()) => sent,
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(self.timing.backoff()))
+    }
+}
+
+fn decoded<T: super::codec::Code>(what: &'static str, bytes: Bytes) -> Result<T, CallError> {
+    Ok(decode_message(what, bytes)?)
+}
