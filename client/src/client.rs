@@ -43,6 +43,7 @@ pub struct Client {
     pending: Arc<Semaphore>,
     open: Arc<Semaphore>,
     reads: Arc<Semaphore>,
+    watches: bool,
     _task: DropGuard,
 }
 
@@ -72,6 +73,7 @@ impl Client {
             pending: Arc::new(Semaphore::new(options.pending_max)),
             open: Arc::new(Semaphore::new(options.open_max)),
             reads: Arc::new(Semaphore::new(READS_MAX)),
+            watches: options.watch,
             _task: dropped.clone().drop_guard(),
         };
         let caller = Caller {
@@ -156,13 +158,18 @@ impl Client {
     }
 
     /// Waits until an accepted message has come as far as `Delivered` or `Read`, or has expired. Needs a client that
-    /// watches (or attaches); it survives reconnects.
+    /// watches; it survives reconnects.
     ///
     /// # Errors
-    /// When the server has forgotten the message, or the client is over.
+    /// When the client does not watch, the server has forgotten the message, or the client is over.
     pub async fn wait_status(&self, answer: &Answer, status: Status) -> Result<Answer, Error> {
         if answer.has_reached(status) {
             return Ok(answer.clone());
+        }
+        if !self.watches {
+            return Err(Error::Invalid(
+                "only a client that watches sees receipts".to_owned(),
+            ));
         }
         let permit = self.permit(&self.open).await?;
         let (reply, settled) = oneshot::channel();

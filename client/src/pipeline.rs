@@ -6,7 +6,7 @@
 //! before all that is unanswered, the conversation goes on under a new chain: always safe, because ids are what makes a
 //! message one.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,6 +74,8 @@ struct Conversation {
     chain: u64,
     next_position: u64,
     unanswered: VecDeque<Pending>,
+    /// Of what is unanswered: most ids are new, and a look at each would cost the square of the window.
+    ids: HashSet<String>,
     /// Everything before this index has been sent on this connection.
     next: usize,
     in_flight: usize,
@@ -130,10 +132,7 @@ impl Pipeline {
             .conversations
             .entry(Arc::clone(&to))
             .or_insert_with(|| Conversation::new(chain, backoff));
-        let twin = conversation
-            .unanswered
-            .iter_mut()
-            .find(|pending| pending.message.id == message.id);
+        let twin = conversation.twin(&message.id);
         if let Some(twin) = twin {
             twin.replies.push(reply);
             twin._permits.extend(permit);
@@ -306,6 +305,7 @@ impl Conversation {
             chain,
             next_position: 1,
             unanswered: VecDeque::new(),
+            ids: HashSet::new(),
             next: 0,
             in_flight: 0,
             stall: None,
@@ -314,7 +314,18 @@ impl Conversation {
         }
     }
 
+    /// The unanswered message with this id.
+    fn twin(&mut self, id: &str) -> Option<&mut Pending> {
+        if !self.ids.contains(id) {
+            return None;
+        }
+        self.unanswered
+            .iter_mut()
+            .find(|pending| pending.message.id == id)
+    }
+
     fn push(&mut self, message: Outgoing, reply: Reply, permit: Option<OwnedSemaphorePermit>) {
+        self.ids.insert(message.id.clone());
         self.unanswered.push_back(Pending {
             message,
             position: self.next_position,
@@ -407,6 +418,7 @@ impl Conversation {
             return;
         };
         self.next -= 1;
+        self.ids.remove(&pending.message.id);
         let answer = Answer {
             id: pending.message.id,
             to: pending.message.to,

@@ -306,12 +306,17 @@ impl From<roost_local::Error> for Failure {
             Error::Invalid(_) | Error::PortInUse { .. } | Error::NoFreePorts { .. } => {
                 Self::usage(error.to_string())
             }
-            // The end of a log is worth more than its line breaks.
-            Error::Exited { .. } | Error::NotReady { .. } => {
+            // The end of the log keeps its lines, above the one that says what happened.
+            Error::Exited {
+                ref log, ref tail, ..
+            }
+            | Error::NotReady {
+                ref log, ref tail, ..
+            } => {
+                eprintln!("the end of {}:\n{tail}", log.display());
                 let text = error.to_string();
-                let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
-                eprintln!("{rest}");
-                Self::internal(first)
+                let what = text.split("; the end of").next().unwrap_or(&text);
+                Self::internal(what)
             }
             _ => Self::internal(error.to_string()),
         }
