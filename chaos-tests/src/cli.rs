@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use roost_local::Cluster;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinHandle;
 
 use crate::lab::{binary, within};
 
@@ -121,7 +122,7 @@ impl Cli {
     /// When it does not start or does not end in time.
     pub async fn run(&self, words: &[&str]) -> Result<Output> {
         let child = self.command(words).spawn().context("starting roost")?;
-        finish(child, words).await
+        finish(child, words.join(" "), CALL_LIMIT).await
     }
 
     /// Runs to the end with this on standard input.
@@ -139,8 +140,24 @@ impl Cli {
             // A call that ends before it has read everything says so by its exit code.
             let _ = stdin.write_all(input).await;
         };
-        let (output, ()) = futures::join!(finish(child, words), feed);
+        let (output, ()) = futures::join!(finish(child, words.join(" "), CALL_LIMIT), feed);
         output
+    }
+
+    /// Starts a call whose standard input is fed while it runs; it must end within `limit`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_with_input(&self, words: &[&str], limit: Duration) -> Result<Fed> {
+        let mut child = self
+            .command(words)
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("starting roost")?;
+        let stdin = child.stdin.take().context("standard input is a pipe")?;
+        // Read all the while, or a full pipe would stop the call.
+        let output = tokio::spawn(finish(child, words.join(" "), limit));
+        Ok(Fed { stdin, output })
     }
 
     /// Starts a call that is read line by line while it runs.
@@ -166,8 +183,8 @@ fn needs_credentials(words: &[&str]) -> bool {
     )
 }
 
-async fn finish(mut child: Child, words: &[&str]) -> Result<Output> {
-    let what = format!("roost {}", words.join(" "));
+async fn finish(mut child: Child, words: String, limit: Duration) -> Result<Output> {
+    let what = format!("roost {words}");
     let mut stdout = child.stdout.take().context("standard output is a pipe")?;
     let mut stderr = child.stderr.take().context("standard error is a pipe")?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -176,7 +193,7 @@ async fn finish(mut child: Child, words: &[&str]) -> Result<Output> {
         out.and(err)?;
         child.wait().await
     };
-    let status = within(CALL_LIMIT, &what, all).await??;
+    let status = within(limit, &what, all).await??;
     Ok(Output {
         code: status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&out).into_owned(),
@@ -209,6 +226,33 @@ impl Output {
         lines
             .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")))
             .collect()
+    }
+}
+
+/// A call that is being fed.
+#[derive(Debug)]
+pub struct Fed {
+    stdin: ChildStdin,
+    output: JoinHandle<Result<Output>>,
+}
+
+impl Fed {
+    /// Writes to its standard input.
+    ///
+    /// # Errors
+    /// When it no longer reads.
+    pub async fn write(&mut self, text: &str) -> Result<()> {
+        let written = self.stdin.write_all(text.as_bytes()).await;
+        written.context("roost no longer reads its standard input")
+    }
+
+    /// Closes its standard input and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn finish(self) -> Result<Output> {
+        drop(self.stdin);
+        self.output.await?
     }
 }
 

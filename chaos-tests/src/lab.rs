@@ -4,6 +4,7 @@
 //! The directory (node logs, data, history) is removed after [`Lab::pass`] and kept, and named, after anything else.
 
 use std::env;
+use std::fs::File;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub struct Setup {
     pub shards: u32,
     /// TOML for every node, over the defaults.
     pub toml: String,
+    /// Waits until no other such cluster runs on this machine.
+    pub alone: bool,
 }
 
 impl Setup {
@@ -45,6 +48,17 @@ impl Setup {
             nodes,
             shards: 8,
             toml: String::new(),
+            alone: false,
+        }
+    }
+
+    /// Takes turns with other clusters of this kind: two loaded ones at once tell nothing about either on a small
+    /// machine.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self {
+            alone: true,
+            ..self
         }
     }
 
@@ -72,6 +86,7 @@ pub struct Lab {
     pub history: History,
     shards: u32,
     directory: Option<TempDir>,
+    _turn: Option<File>,
 }
 
 impl Lab {
@@ -91,6 +106,7 @@ impl Lab {
     /// # Errors
     /// When there is no binary to test, no free port or no room for files.
     pub fn prepare(setup: Setup, adapt: impl FnOnce(Config) -> Config) -> Result<Self> {
+        let turn = setup.alone.then(take_turn).transpose()?;
         let directory = tempfile::Builder::new()
             .prefix("roost-lab-")
             .tempdir()
@@ -105,6 +121,7 @@ impl Lab {
             history: History::create(&directory.path().join("history.jsonl"))?,
             shards: setup.shards,
             directory: Some(directory),
+            _turn: turn,
         })
     }
 
@@ -323,6 +340,19 @@ impl Drop for Lab {
             );
         }
     }
+}
+
+/// The lock lasts as long as the file, or this process.
+fn take_turn() -> Result<File> {
+    let path = env::temp_dir().join("roost-lab-turn.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    file.lock()?;
+    Ok(file)
 }
 
 /// The device that credentials are for.
