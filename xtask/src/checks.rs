@@ -12,13 +12,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::dependencies;
+use crate::packages::is_root;
 use crate::progress::minutes;
 use crate::workspace::{PROFILE, Workspace, run, shown};
 
 /// The package whose tests start processes; it lies in a directory of this name.
 const PROCESS_TESTS: &str = "chaos-tests";
-/// Tells the process tests that there is time for the long ones.
-const FULL_VARIABLE: &str = "ROOST_TEST_FULL";
+/// Of these, what takes too long for every day.
+const FULL_TESTS: &str = "full";
+/// And what mounts file systems.
+const ROOT_TESTS: &str = "root";
 
 struct Done {
     name: &'static str,
@@ -52,7 +55,7 @@ pub(crate) fn run_all(workspace: &Workspace, full: bool) -> Result<bool> {
             documentation_tests(workspace)
         }));
         done.push(check("process tests", || {
-            process_tests(workspace, &processes, full)
+            process_tests(workspace, processes, full)
         }));
     }
     summarise(&done);
@@ -113,17 +116,25 @@ fn documentation_tests(workspace: &Workspace) -> Result<()> {
 }
 
 /// Without any such test this is a failure: a suite that is not found must not look like one that passed.
-fn process_tests(workspace: &Workspace, integration: &[String], full: bool) -> Result<()> {
+fn process_tests(workspace: &Workspace, mut integration: Vec<String>, full: bool) -> Result<()> {
+    integration.retain(|name| fits(name, full, is_root()));
     anyhow::ensure!(
         !integration.is_empty(),
         "there are no tests in {PROCESS_TESTS}/tests"
     );
     let mut tests = tests(workspace);
     tests.env("ROOST_BIN", workspace.binaries().join("roost"));
-    if full {
-        tests.env(FULL_VARIABLE, "1");
+    run(choose(&mut tests, &integration))
+}
+
+/// Whether a suite can be run; what is left out is named, and counts nowhere as passed.
+fn fits(name: &str, full: bool, root: bool) -> bool {
+    match name {
+        FULL_TESTS if !full => println!("not run: {name}, which takes long; add --full"),
+        ROOT_TESTS if !root => println!("not run: {name}, which mounts file systems; be root"),
+        _ => return true,
     }
-    run(choose(&mut tests, integration))
+    false
 }
 
 fn choose<'a>(tests: &'a mut Command, integration: &[String]) -> &'a mut Command {
@@ -224,6 +235,14 @@ fn entries(directory: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_left_out() {
+        let suites = |full, root| ["full", "process", "root"].map(|name| fits(name, full, root));
+        assert_eq!(suites(false, false), [false, true, false]);
+        assert_eq!(suites(false, true), [false, true, true]);
+        assert_eq!(suites(true, true), [true, true, true]);
+    }
 
     #[test]
     fn integration_tests_are_found_as_cargo_finds_them() -> Result<()> {

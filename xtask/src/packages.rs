@@ -123,7 +123,8 @@ fn is_debian() -> bool {
     Path::new("/etc/debian_version").exists()
 }
 
-fn is_root() -> bool {
+/// Whether this may install packages and mount file systems.
+pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
 }
 

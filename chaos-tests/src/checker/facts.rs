@@ -18,6 +18,10 @@ pub(super) struct Facts {
     pub(super) devices: BTreeMap<Device, Life>,
     pub(super) clients: BTreeMap<ClientRun, Client>,
     pub(super) deliveries: Vec<Delivery>,
+    /// By user.
+    acks: BTreeMap<String, Vec<Mark>>,
+    /// By reader and sender.
+    reads: BTreeMap<(String, String), Vec<Mark>>,
 }
 
 #[derive(Debug, Default)]
@@ -54,8 +58,6 @@ pub(super) struct Client {
     /// In the order handed over; a message sent again stands where it stood first.
     pub(super) sent: Vec<MessageKey>,
     pub(super) incoming: Vec<(When, Incoming)>,
-    pub(super) acks: Vec<Mark>,
-    pub(super) reads: Vec<(String, Mark)>,
     pub(super) ticks: Vec<(When, MessageKey, Tick)>,
     pub(super) settled: Option<When>,
 }
@@ -239,7 +241,8 @@ impl Facts {
     }
 
     fn ack(&mut self, when: When, client: ClientRun, cursor: Place, committed: bool) {
-        self.client(client).acks.push(Mark {
+        let user = self.client(client).device.user.clone();
+        self.acks.entry(user).or_default().push(Mark {
             when,
             cursor,
             committed,
@@ -247,34 +250,24 @@ impl Facts {
     }
 
     fn read(&mut self, when: When, client: ClientRun, from: &str, cursor: Place, committed: bool) {
-        let mark = Mark {
+        let reader = self.client(client).device.user.clone();
+        let marks = self.reads.entry((reader, from.to_owned())).or_default();
+        marks.push(Mark {
             when,
             cursor,
             committed,
-        };
-        self.client(client).reads.push((from.to_owned(), mark));
+        });
     }
 
     /// Acknowledgements by any device of a user.
-    pub(super) fn acks<'a>(&'a self, user: &'a str) -> impl Iterator<Item = Mark> + 'a {
-        self.clients
-            .values()
-            .filter(move |client| client.device.user == user)
-            .flat_map(|client| client.acks.iter().copied())
+    pub(super) fn acks(&self, user: &str) -> impl Iterator<Item = Mark> + '_ {
+        self.acks.get(user).into_iter().flatten().copied()
     }
 
     /// Read marks of a user for messages from `sender`.
-    pub(super) fn reads<'a>(
-        &'a self,
-        user: &'a str,
-        sender: &'a str,
-    ) -> impl Iterator<Item = Mark> + 'a {
-        let clients = self.clients.values();
-        clients
-            .filter(move |client| client.device.user == user)
-            .flat_map(|client| client.reads.iter())
-            .filter(move |(from, _)| from == sender)
-            .map(|(_, mark)| *mark)
+    pub(super) fn reads(&self, user: &str, sender: &str) -> impl Iterator<Item = Mark> + '_ {
+        let key = (user.to_owned(), sender.to_owned());
+        self.reads.get(&key).into_iter().flatten().copied()
     }
 }
 
@@ -285,8 +278,6 @@ impl Client {
             cursor,
             sent: Vec::new(),
             incoming: Vec::new(),
-            acks: Vec::new(),
-            reads: Vec::new(),
             ticks: Vec::new(),
             settled: None,
         }
