@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use roost_proto::peer::{raft_request, request};
 
@@ -69,6 +70,40 @@ async fn rolling_crashes_lose_nothing() {
             );
         }
     }
+}
+
+/// Power is lost at any moment while a snapshot is received and installed: the replica opens again with the old state or
+/// the new one, whole, and catches up.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_is_installed_whole_or_not_at_all() {
+    let mut cluster = Cluster::start(12).await;
+    let leader = cluster.leader().await;
+    let away = leader % 3 + 1;
+    cluster.crash(away, 0).await;
+    let mut last = 0;
+    let mut generations = BTreeSet::new();
+    for moment_ms in (0..160).step_by(8) {
+        for _ in 0..60 {
+            last += 1;
+            cluster.accept(last).await;
+        }
+        for number in (1..=3).filter(|number| *number != away) {
+            cluster.catches_up(number).await;
+            cluster.purge(number).await;
+        }
+        cluster.open(away).await;
+        tokio::time::sleep(Duration::from_millis(moment_ms)).await;
+        generations.insert(cluster.group(away).state().borrow().generation);
+        let keep = usize::try_from(moment_ms / 8 % 5).unwrap();
+        cluster.crash(away, keep).await;
+    }
+    assert!(
+        generations.len() > 2,
+        "some installs were in time: {generations:?}"
+    );
+    cluster.open(away).await;
+    cluster.catches_up(away).await;
+    assert_eq!(cluster.numbers(away), (1..=last).collect());
 }
 
 /// With a sync that only claims to have synced, the test above must notice: this is what it is for.
