@@ -2,7 +2,8 @@
 //!
 //! Rows are numbered per destination, sent in order by the leader's pump, and trimmed once the destination has
 //! committed them. A watermark has one row per (destination, user, peer, status): one that moves takes a new number and
-//! its old row goes, so a copy of the old row on its way does no harm. *Expired* rows are never merged with earlier
+//! its old row goes, so a copy of the old row on its way does no harm; only a new incarnation of the peer leaves the
+//! old one's row standing. *Expired* rows are never merged with earlier
 //! ones, so the word that a message has expired never comes after a watermark that covers it. A shard's receipts for
 //! users of its own take the same way.
 
@@ -30,11 +31,21 @@ pub(super) fn owe(
     step: &mut Step<'_, '_>,
     receipts: Vec<(String, Receipt)>,
 ) -> Result<bool, Error> {
-    if !has_room(step, &receipts)? {
-        return Ok(false);
+    let mut standing = Vec::with_capacity(receipts.len());
+    let mut wanted: BTreeMap<ShardId, u64> = BTreeMap::new();
+    for (to, receipt) in &receipts {
+        let old = replaceable(step, to, receipt)?;
+        *wanted.entry(step.shard_of(to)).or_default() += u64::from(old.is_none());
+        standing.push(old);
     }
-    for (to, receipt) in receipts {
-        owe_one(step, to, receipt)?;
+    for (destination, rows) in wanted {
+        let taken = head(step, destination)?.rows;
+        if rows > 0 && taken.saturating_add(rows) > step.limits.outbox_rows_max {
+            return Ok(false);
+        }
+    }
+    for ((to, receipt), old) in receipts.into_iter().zip(standing) {
+        owe_one(step, to, receipt, old)?;
     }
     Ok(true)
 }
@@ -92,39 +103,21 @@ pub(super) fn is_watermark(status: Status) -> bool {
     matches!(status, Status::Delivered | Status::Read)
 }
 
-/// The newer of two watermarks of one conversation and status, if the second moves the first.
-pub(super) fn moves(old: &Receipt, new: &Receipt) -> bool {
-    (new.incarnation, new.up_to_seq) > (old.incarnation, old.up_to_seq)
-}
-
-fn has_room(step: &mut Step<'_, '_>, receipts: &[(String, Receipt)]) -> Result<bool, Error> {
-    let mut wanted: BTreeMap<ShardId, u64> = BTreeMap::new();
-    for (to, receipt) in receipts {
-        let destination = step.shard_of(to);
-        if standing(step, destination, to, receipt)?.is_none() {
-            *wanted.entry(destination).or_default() += 1;
-        }
-    }
-    for (destination, rows) in wanted {
-        if head(step, destination)?.rows.saturating_add(rows) > step.limits.outbox_rows_max {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn owe_one(step: &mut Step<'_, '_>, to: String, receipt: Receipt) -> Result<(), Error> {
+/// Writes a receipt in the place of the row that it replaces, if any.
+fn owe_one(
+    step: &mut Step<'_, '_>,
+    to: String,
+    receipt: Receipt,
+    old: Option<(u64, Receipt)>,
+) -> Result<(), Error> {
     let home = step.home();
     let destination = step.shard_of(&to);
     let mut head = head(step, destination)?;
-    if let Some(number) = standing(step, destination, &to, &receipt)? {
-        let old_key = Key::Outbox(home, destination, number);
-        let old: OutboxRow = step.txn.row(&old_key)?.unwrap_or_default();
-        let old = old.item.and_then(|item| item.receipt).unwrap_or_default();
-        if !moves(&old, &receipt) {
+    if let Some((number, old)) = old {
+        if receipt.up_to_seq <= old.up_to_seq {
             return Ok(());
         }
-        step.txn.delete_row(&old_key);
+        step.txn.delete_row(&Key::Outbox(home, destination, number));
         head.rows -= 1;
     }
     let number = head.next_number;
@@ -143,7 +136,27 @@ fn owe_one(step: &mut Step<'_, '_>, to: String, receipt: Receipt) -> Result<(), 
     Ok(())
 }
 
-/// The number of the row that this watermark would replace.
+/// The row of the same conversation, status and incarnation that a watermark moves on. One of an earlier incarnation
+/// stays: it speaks of other messages.
+fn replaceable(
+    step: &Step<'_, '_>,
+    to: &str,
+    receipt: &Receipt,
+) -> Result<Option<(u64, Receipt)>, Error> {
+    let destination = step.shard_of(to);
+    let Some(number) = standing(step, destination, to, receipt)? else {
+        return Ok(None);
+    };
+    let row: Option<OutboxRow> = step
+        .txn
+        .row(&Key::Outbox(step.home(), destination, number))?;
+    let old = row.and_then(|row| row.item?.receipt);
+    Ok(old
+        .filter(|old| old.incarnation == receipt.incarnation)
+        .map(|old| (number, old)))
+}
+
+/// The number of the newest row of this watermark's conversation and status.
 fn standing(
     step: &Step<'_, '_>,
     destination: ShardId,

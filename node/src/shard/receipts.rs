@@ -9,7 +9,7 @@ use roost_proto::storage::{
 };
 use roost_proto::v1::{Code, Receipt, Status};
 
-use super::outbox::{self, is_watermark, moves};
+use super::outbox::{self, is_watermark};
 use super::queue;
 use super::refusal::{done, refused};
 use super::step::Step;
@@ -159,10 +159,14 @@ pub(super) fn merge(step: &mut Step<'_, '_>, item: &OutboxItem) -> Result<bool, 
         if let Some(Number { number }) = step.txn.row(&index)? {
             let key = Key::Receipt(home, &item.to, number);
             let old: ReceiptRow = step.txn.row(&key)?.unwrap_or_default();
-            if !moves(&old.receipt.unwrap_or_default(), &receipt) {
+            let old = old.receipt.unwrap_or_default();
+            if (receipt.incarnation, receipt.up_to_seq) <= (old.incarnation, old.up_to_seq) {
                 return Ok(true);
             }
-            step.txn.delete_row(&key);
+            // An earlier incarnation's speaks of other messages: it stays until it is acknowledged.
+            if receipt.incarnation == old.incarnation {
+                step.txn.delete_row(&key);
+            }
         }
         step.txn.put_row(&index, &Number { number: revision });
     }

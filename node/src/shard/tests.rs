@@ -2,14 +2,18 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod model;
+mod properties;
 
 use roost_proto::storage::{OutboxTrim, Send, SweepIds, Trim, command::Command};
 use roost_proto::v1::{Code, Range, Status};
 
 use harness::*;
 
-/// (to, peer, status, up_to_seq, expired) of what waits in the outbox.
-fn owed(shard: &Shard) -> Vec<(String, Status, u64, Vec<(u64, u64)>)> {
+/// (to, status, up_to_seq, expired) of a row of the outbox.
+type Owed = (String, Status, u64, Vec<(u64, u64)>);
+
+fn owed(shard: &Shard) -> Vec<Owed> {
     let items = shard.outbox().into_iter();
     items
         .map(|(_, item)| {
@@ -20,11 +24,11 @@ fn owed(shard: &Shard) -> Vec<(String, Status, u64, Vec<(u64, u64)>)> {
         .collect()
 }
 
-fn delivered(to: &str, up_to: u64) -> (String, Status, u64, Vec<(u64, u64)>) {
+fn delivered(to: &str, up_to: u64) -> Owed {
     (to.into(), Status::Delivered, up_to, vec![])
 }
 
-fn expired(to: &str, ranges: &[(u64, u64)]) -> (String, Status, u64, Vec<(u64, u64)>) {
+fn expired(to: &str, ranges: &[(u64, u64)]) -> Owed {
     (to.into(), Status::Expired, 0, ranges.to_vec())
 }
 
@@ -383,6 +387,28 @@ fn a_removed_account_takes_everything_along() {
     assert_eq!(shard.say("alice", "bob", item(5)), Ok(Status::Accepted));
     assert_eq!(shard.seqs("bob"), [1]);
     assert_eq!(shard.ack("bob", 2, 1), Err(Code::BadCursor));
+}
+
+/// A watermark of the new queue once took the place of the old one's that nobody had seen yet.
+#[test]
+fn a_new_incarnation_leaves_the_old_ones_ticks_standing() {
+    let mut shard = Shard::new();
+    fill(&mut shard, 1..=2);
+    assert_eq!(shard.ack("bob", 1, 2), Ok((2, false)));
+    assert_eq!(shard.done(remove_account("bob")), Ok(false));
+    shard.add("bob", "phone");
+    fill(&mut shard, 3..=3);
+    assert!(matches!(
+        shard.one(ack("bob", 2, 2, 1)),
+        roost_proto::storage::outcome::Outcome::Ack(_)
+    ));
+    assert_eq!(owed(&shard), [delivered("alice", 2), delivered("alice", 1)]);
+    shard.pump();
+    let receipts = shard.read().receipts("alice", 0, 9).unwrap();
+    let marks = receipts.iter().map(|r| (r.incarnation, r.up_to_seq));
+    assert_eq!(marks.collect::<Vec<_>>(), [(1, 2), (2, 1)]);
+    assert_eq!(shard.done(receipt_ack("alice", 1, 2)), Ok(false));
+    assert_eq!(shard.read().receipts("alice", 0, 9).unwrap(), []);
 }
 
 #[test]
