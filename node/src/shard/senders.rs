@@ -129,6 +129,11 @@ impl<'a> Pair<'a> {
             return Ok(answer(item, self.to, invalid));
         }
         if let Some(row) = self.remembered(step, &item.id)? {
+            // Sent again in a new chain, or deliberately under an old id: what comes behind it must find its turn.
+            if item.position == self.expected(item).unwrap_or(1) {
+                self.advance(step, item);
+                self.changed = true;
+            }
             return self.stored_answer(step, item, row);
         }
         if let Err(refused) = self.check_turn(step, item) {
@@ -160,10 +165,16 @@ impl<'a> Pair<'a> {
         Key::SentId(step.home(), sent)
     }
 
+    /// The position that an item's chain wants next, if the chain is known.
+    fn expected(&self, item: &SendItem) -> Option<u64> {
+        let known = self.sender.chains.iter().find(|c| c.chain == item.chain);
+        known.map(|chain| chain.next_position)
+    }
+
     /// Whether it is this item's turn in its chain, and its sender's to be remembered.
     fn check_turn(&self, step: &Step<'_, '_>, item: &SendItem) -> Result<(), Refusal> {
-        let known = self.sender.chains.iter().find(|c| c.chain == item.chain);
-        let expected = known.map_or(1, |chain| chain.next_position);
+        let known = self.expected(item);
+        let expected = known.unwrap_or(1);
         if item.position < expected {
             return Err(refusal(
                 Code::AlreadyAnswered,
@@ -178,7 +189,7 @@ impl<'a> Pair<'a> {
                     "open a new chain for what is unanswered",
                 ),
             };
-            let expected_position = known.map_or(0, |chain| chain.next_position);
+            let expected_position = known.unwrap_or(0);
             return Err(Refusal {
                 expected_position,
                 ..gap
@@ -206,6 +217,12 @@ impl<'a> Pair<'a> {
         step: &mut Step<'_, '_>,
         item: &SendItem,
     ) -> Result<Result<Cursor, Refusal>, Error> {
+        if item.refuse() != Code::Unspecified {
+            return Ok(Err(refusal(
+                item.refuse(),
+                "the message is out of the server's bounds",
+            )));
+        }
         if item.sent_at_ms < oldest_id_ms(step) {
             return Ok(Err(refusal(
                 Code::IdTooOld,

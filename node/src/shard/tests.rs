@@ -5,7 +5,7 @@ mod harness;
 mod model;
 mod properties;
 
-use roost_proto::storage::{OutboxTrim, Send, SweepIds, Trim, command::Command};
+use roost_proto::storage::{OutboxTrim, Send, SendItem, SweepIds, Trim, command::Command};
 use roost_proto::v1::{Code, Range, Status};
 
 use harness::*;
@@ -101,6 +101,39 @@ fn a_final_refusal_takes_its_position_and_is_remembered() {
     shard.add("carol", "phone");
     assert_eq!(shard.say("alice", "carol", item(1)), Err(Code::NotFound));
     assert_eq!(shard.say("alice", "carol", item(2)), Ok(Status::Accepted));
+}
+
+/// A client that lost an answer sends the id again, in a new chain if it must: what is behind it must find its turn.
+#[test]
+fn a_remembered_id_takes_its_turn_in_a_new_chain() {
+    let mut shard = Shard::new();
+    assert_eq!(shard.say("alice", "bob", item(1)), Ok(Status::Accepted));
+    let new_chain = |position| SendItem {
+        chain: 2,
+        ..item(position)
+    };
+    assert_eq!(
+        shard.say("alice", "bob", new_chain(1)),
+        Ok(Status::Accepted)
+    );
+    assert_eq!(shard.seqs("bob"), [1]);
+    assert_eq!(
+        shard.say("alice", "bob", new_chain(2)),
+        Ok(Status::Accepted)
+    );
+    assert_eq!(shard.seqs("bob"), [1, 2]);
+}
+
+#[test]
+fn what_the_session_refuses_takes_its_position_and_is_remembered() {
+    let mut shard = Shard::new();
+    let too_large = SendItem {
+        refuse: Code::TooLarge.into(),
+        ..item(1)
+    };
+    assert_eq!(shard.say("alice", "bob", too_large), Err(Code::TooLarge));
+    assert_eq!(shard.say("alice", "bob", item(1)), Err(Code::TooLarge));
+    assert_eq!(shard.say("alice", "bob", item(2)), Ok(Status::Accepted));
 }
 
 #[test]

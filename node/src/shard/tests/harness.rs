@@ -181,6 +181,7 @@ pub(crate) fn item(position: u64) -> SendItem {
         body: Bytes::from_static(b"hello"),
         sent_at_ms: NOON_MS,
         ttl_ms: TTL_MS,
+        refuse: Code::Unspecified.into(),
     }
 }
 

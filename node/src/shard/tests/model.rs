@@ -51,6 +51,21 @@ pub(crate) struct Pair {
     pub(crate) chains: BTreeMap<u64, (u64, u64)>,
 }
 
+impl Pair {
+    fn advance(&mut self, limits: &Limits, item: &SendItem, now_ms: u64) {
+        let full = self.chains.len() == limits.chains_max as usize;
+        if full && !self.chains.contains_key(&item.chain) {
+            let idle = self
+                .chains
+                .iter()
+                .min_by_key(|(chain, (_, used))| (*used, **chain));
+            let idle = *idle.unwrap().0;
+            self.chains.remove(&idle);
+        }
+        self.chains.insert(item.chain, (item.position + 1, now_ms));
+    }
+}
+
 pub(crate) struct Message {
     pub(crate) from: String,
     expires_ms: u64,
@@ -86,7 +101,11 @@ impl Model {
         pair.chains
             .retain(|_, (_, used_ms)| *used_ms + window_ms >= now_ms);
         if let Some((_, answer)) = pair.ids.get(&item.id) {
-            return answer.clone().map(|place| self.status(&place));
+            let answer = answer.clone();
+            if item.position == pair.chains.get(&item.chain).map_or(1, |(next, _)| *next) {
+                pair.advance(limits, item, now_ms);
+            }
+            return answer.map(|place| self.status(&place));
         }
         match pair.chains.get(&item.chain) {
             Some((next, _)) if item.position < *next => return Err(Code::AlreadyAnswered),
@@ -103,16 +122,7 @@ impl Model {
             return Err(Code::Overloaded);
         }
         *days.entry(now_ms / DAY_MS).or_default() += 1;
-        if !pair.chains.contains_key(&item.chain) && pair.chains.len() == limits.chains_max as usize
-        {
-            let idle = pair
-                .chains
-                .iter()
-                .min_by_key(|(chain, (_, used))| (*used, **chain));
-            let idle = *idle.unwrap().0;
-            pair.chains.remove(&idle);
-        }
-        pair.chains.insert(item.chain, (item.position + 1, now_ms));
+        pair.advance(limits, item, now_ms);
         let answer = self.accept(limits, from, to, item);
         let key = (to.to_owned(), from.to_owned(), device);
         let row = (now_ms / DAY_MS, answer.clone());
@@ -128,6 +138,9 @@ impl Model {
         to: &str,
         item: &SendItem,
     ) -> Result<Place, Code> {
+        if item.refuse() != Code::Unspecified {
+            return Err(item.refuse());
+        }
         let now_ms = self.now_ms;
         let kept_ms = self.first_day * DAY_MS + AHEAD_MS;
         if item.sent_at_ms < kept_ms.max(now_ms - limits.dedup_window_ms) {

@@ -280,6 +280,11 @@ impl Trial {
                 body: Bytes::from(vec![7; draw.body]),
                 sent_at_ms: self.shard.now_ms.saturating_add_signed(-age_ms),
                 ttl_ms: draw.ttl_steps * STEP_MS,
+                refuse: match draw.body {
+                    // Found by the session, whose bound is on bodies.
+                    0 => Code::TooLarge.into(),
+                    _ => Code::Unspecified.into(),
+                },
             };
             let limits = self.shard.limits;
             expected.push(self.model.send(&limits, from, device, to, &item));
