@@ -269,8 +269,9 @@ section! {
 section! {
     /// What the node writes to standard error. Never a body, key or phone number, at any level.
     Log {
-        /// Which events, in `tracing`'s filter syntax: `info`, or `info,roost::peer=debug`.
-        filter: String = "info".to_owned();
+        /// Which events, in `tracing`'s filter syntax: `info`, or `info,roost::peer=debug`. openraft is off by default: it
+        /// logs every heartbeat, and what matters of it is in the metrics.
+        filter: String = "info,openraft=off".to_owned();
         /// As text or as one JSON object a line.
         format: LogFormat = LogFormat::Text;
     }

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use roost_proto::peer::peer_client::PeerClient;
-use roost_proto::peer::{FoundRequest, FoundResponse, Frame, Introduction};
+use roost_proto::peer::{Frame, Introduction};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -166,23 +166,6 @@ pub async fn introduce(
     within(address, limit, async {
         let mut client = connect(&endpoint(address, limit)?, address).await?;
         let answer = client.introduce(introduction).await;
-        Ok(answer.map_err(refused(address))?.into_inner())
-    })
-    .await
-}
-
-/// Gives the cluster's plan to the founding node at an address.
-///
-/// # Errors
-/// As [`introduce`].
-pub async fn found(
-    address: &str,
-    limit: Duration,
-    request: FoundRequest,
-) -> Result<FoundResponse, FoundingError> {
-    within(address, limit, async {
-        let mut client = connect(&endpoint(address, limit)?, address).await?;
-        let answer = client.found(request).await;
         Ok(answer.map_err(refused(address))?.into_inner())
     })
     .await

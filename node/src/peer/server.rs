@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use roost_proto::peer::peer_server::{Peer, PeerServer};
-use roost_proto::peer::{FoundRequest, FoundResponse, Frame, Introduction};
+use roost_proto::peer::{Frame, Introduction};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
@@ -31,9 +31,6 @@ pub trait Doorkeeper: Send + Sync + 'static {
 
     /// Answers an introduction with one's own.
     fn introduce(&self, introduction: Introduction) -> BoxFuture<'_, Introduction>;
-
-    /// Takes a cluster's plan, or refuses it; durable before it is answered.
-    fn found(&self, request: FoundRequest) -> BoxFuture<'_, FoundResponse>;
 }
 
 /// The server for other nodes. Cheap to clone.
@@ -158,14 +155,6 @@ impl Peer for Server {
         request: Request<Introduction>,
     ) -> Result<Response<Introduction>, Status> {
         let answer = self.0.doorkeeper.introduce(request.into_inner()).await;
-        Ok(Response::new(answer))
-    }
-
-    async fn found(
-        &self,
-        request: Request<FoundRequest>,
-    ) -> Result<Response<FoundResponse>, Status> {
-        let answer = self.0.doorkeeper.found(request.into_inner()).await;
         Ok(Response::new(answer))
     }
 

@@ -14,8 +14,7 @@ use roost_proto::peer::raft_request::Body;
 use roost_proto::peer::request::Request as Asked;
 use roost_proto::peer::response::Response as Answer;
 use roost_proto::peer::{
-    Ended, FoundRequest, FoundResponse, Introduction, RaftRequest, RaftResponse, failure::Reason,
-    raft_response,
+    Ended, Introduction, RaftRequest, RaftResponse, failure::Reason, raft_response,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -145,17 +144,8 @@ impl Doorkeeper for Fake {
     fn introduce(&self, introduction: Introduction) -> BoxFuture<'_, Introduction> {
         Box::pin(async move {
             Introduction {
-                cluster_id: CLUSTER.to_owned(),
+                wire_version: WIRE_VERSION,
                 ..introduction
-            }
-        })
-    }
-
-    fn found(&self, _: FoundRequest) -> BoxFuture<'_, FoundResponse> {
-        Box::pin(async {
-            FoundResponse {
-                accepted: false,
-                reason: "later".to_owned(),
             }
         })
     }
@@ -358,11 +348,7 @@ async fn a_node_answers_introductions_before_it_serves() {
     )
     .await;
     let answer = answer.expect("introduced");
-    assert_eq!((answer.shards, answer.cluster_id.as_str()), (32, CLUSTER));
-    let answer = grpc::found(&text, LONG, FoundRequest::default())
-        .await
-        .expect("answered");
-    assert!(!answer.accepted);
+    assert_eq!((answer.shards, answer.wire_version), (32, WIRE_VERSION));
 
     let links = dial(address, CLUSTER, bounds());
     assert_eq!(
@@ -440,6 +426,7 @@ async fn pushes_and_grants_travel_until_the_attachment_ends() {
             attachment: attachment.0,
             epoch: Some(roost_proto::peer::Epoch {
                 term: 1,
+                replica: 1,
                 counter: count,
             }),
             push: None,
@@ -459,6 +446,7 @@ async fn pushes_and_grants_travel_until_the_attachment_ends() {
             attachment: attachment.0,
             entries: 9,
             bytes: 0,
+            shard: 1,
         },
     );
     assert_eq!(events.recv().await.as_deref(), Some("grant 9"));

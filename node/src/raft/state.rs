@@ -81,6 +81,17 @@ impl State {
         self.role == Role::Leader && self.applied_own_term
     }
 
+    /// Whether a replica's log is so near to this leader's that a short pause lets it catch up.
+    #[must_use]
+    pub fn nearly_caught_up(&self, replica: ReplicaId) -> bool {
+        /// What a follower appends in a few round trips.
+        const NEAR_ENTRIES: u64 = 1_000;
+        let matched = self.matched.get(&replica).copied().flatten();
+        self.role == Role::Leader
+            && self.last_log.is_some()
+            && matched.map(|index| index + NEAR_ENTRIES) >= self.last_log
+    }
+
     /// Whether a replica's log is known to hold everything that this leader's holds.
     #[must_use]
     pub fn caught_up(&self, replica: ReplicaId) -> bool {

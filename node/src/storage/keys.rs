@@ -14,10 +14,10 @@ mod tests;
 use roost_proto::v1::Status;
 
 pub use self::ranges::{
-    entries_all, entries_of, entries_of_user, expiry_until, home_range, inbound_marks, log_entries,
-    outbox_heads, outbox_index_of, outbox_of, read_marks_of, receipt_index_of, receipts_of,
-    replica_log_range, replica_state_range, replicas, sender_uses, senders, senders_of,
-    sent_ids_before, sent_ids_of_day, sent_ids_of_pair, sent_ids_to, trims, users,
+    entries_all, entries_of, entries_of_user, everything, expiry_until, home_range, inbound_marks,
+    log_entries, outbox_heads, outbox_index_of, outbox_of, read_marks_of, receipt_index_of,
+    receipts_of, replica_log_range, replica_state_range, replicas, sender_uses, senders,
+    senders_of, sent_ids_before, sent_ids_of_day, sent_ids_of_pair, sent_ids_to, trims, users,
 };
 use crate::types::{DeviceId, ReplicaId, ShardId};
 

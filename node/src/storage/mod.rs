@@ -48,6 +48,13 @@ impl Batch {
         self.0.push(Op::Put(column, key.into(), value.into()));
     }
 
+    /// Sets a row that is kept as a protobuf message.
+    pub fn put_row(&mut self, key: &keys::Key<'_>, row: &impl prost::Message) {
+        let bytes = key.encode();
+        let value = value::encode(&bytes, row);
+        self.put(key.column(), bytes, value);
+    }
+
     /// Removes a key, if there.
     pub fn delete(&mut self, column: Column, key: impl Into<Bytes>) {
         self.0.push(Op::Delete(column, key.into()));

@@ -9,6 +9,13 @@ use super::codec::{Writer, ordinal};
 use super::{Home, Key};
 use crate::types::{DeviceId, ReplicaId, ShardId};
 
+/// Any column: all of it.
+#[must_use]
+pub fn everything() -> Range<Bytes> {
+    // Replica ids are counted from 1 and kinds are far below.
+    Bytes::new()..Bytes::from_static(&[u8::MAX; 9])
+}
+
 /// Node column: every replica that lives, or lived, here.
 #[must_use]
 pub fn replicas() -> Range<Bytes> {
