@@ -18,4 +18,6 @@ pub mod shard;
 
 pub mod raft;
 
+pub mod replica;
+
 pub mod cli;

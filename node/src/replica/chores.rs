@@ -1,0 +1,95 @@
+//! What a leader does unasked: expiry, deletion of what nobody needs, forgetting old ids.
+//!
+//! Each round is bounded; what is left is found again, because it is a row.
+
+use std::time::Duration;
+
+use roost_proto::storage::{Command, Expire, Outcome, SweepIds, Trim, command, outcome};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::{Error, Replica};
+
+/// Between two looks at what is due.
+const TICK: Duration = Duration::from_secs(1);
+/// Between two sweeps of remembered ids, which go by whole days.
+const SWEEP: Duration = Duration::from_secs(600);
+/// Users in one expiry command.
+const USERS_MAX: usize = 256;
+/// Proposals in one round of one chore.
+const ROUNDS_MAX: usize = 64;
+
+/// Runs until the replica stops.
+pub(super) async fn run(replica: &Replica) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut swept: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = replica.trims.notified() => {}
+        }
+        if !replica.serves() {
+            continue;
+        }
+        let done = async {
+            expire(replica).await?;
+            trim(replica).await?;
+            if swept.is_none_or(|at| at.elapsed() >= SWEEP) {
+                while more(&propose(replica, command::Command::SweepIds(SweepIds {})).await?) {}
+                swept = Some(Instant::now());
+            }
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = done.await {
+            // The rows are still there for the next round, or for the next leader.
+            tracing::debug!(shard = %replica.shard(), %error, "chores interrupted");
+        }
+    }
+}
+
+async fn expire(replica: &Replica) -> Result<(), Error> {
+    for _ in 0..ROUNDS_MAX {
+        let due = super::reader(&replica.view())
+            .due_expiries(replica.clock.now_ms(), USERS_MAX)
+            .map_err(super::internal)?;
+        if due.is_empty() {
+            break;
+        }
+        let users = due.iter().map(ToString::to_string).collect();
+        propose(replica, command::Command::Expire(Expire { users })).await?;
+    }
+    Ok(())
+}
+
+async fn trim(replica: &Replica) -> Result<(), Error> {
+    for _ in 0..ROUNDS_MAX {
+        let users = super::reader(&replica.view())
+            .trims(None, USERS_MAX)
+            .map_err(super::internal)?;
+        if users.is_empty() {
+            break;
+        }
+        for user in users {
+            propose(
+                replica,
+                command::Command::Trim(Trim {
+                    user: user.to_string(),
+                }),
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn propose(replica: &Replica, command: command::Command) -> Result<Outcome, Error> {
+    replica
+        .propose(Command {
+            command: Some(command),
+        })
+        .await
+}
+
+fn more(outcome: &Outcome) -> bool {
+    matches!(&outcome.outcome, Some(outcome::Outcome::Done(done)) if done.more)
+}

@@ -1,0 +1,213 @@
+//! Shard time: what expiry and the dedup window are counted in.
+//!
+//! It advances with the leader's monotonic clock and follows its wall clock only within [`FOLLOW_MS`]. A larger jump,
+//! as after hours without a leader, goes only to a time that a majority of the cluster's nodes confirms, so that one
+//! wrong clock never expires a queue. It never goes back: the state machine sees to that.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::types::NodeId;
+
+/// How far shard time follows the leader's wall clock by itself, milliseconds.
+pub const FOLLOW_MS: u64 = 5_000;
+
+/// How old another node's clock reading may be to count.
+const READING_AGE_MAX: Duration = Duration::from_secs(10);
+
+/// Milliseconds since the Unix epoch by this node's wall clock; an argument, so that tests may lie.
+pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// The operating system's wall clock.
+#[must_use]
+pub fn system_wall_clock() -> WallClock {
+    Arc::new(|| {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| {
+                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+            })
+    })
+}
+
+/// What this node knows of the clocks and disks of the others. One a node, filled by its controller.
+#[derive(Debug, Default)]
+pub struct Vitals {
+    others: Mutex<BTreeMap<NodeId, Reading>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    /// Their wall clock minus ours, milliseconds.
+    offset_ms: i64,
+    disk_low: bool,
+    at: Instant,
+}
+
+impl Vitals {
+    /// Notes another node's reading.
+    pub fn note(&self, node: NodeId, offset_ms: i64, disk_low: bool) {
+        let reading = Reading {
+            offset_ms,
+            disk_low,
+            at: Instant::now(),
+        };
+        self.others.lock().insert(node, reading);
+    }
+
+    /// Whether a majority of `nodes` (all of the cluster) has a clock within `within_ms` of this node's, itself counted.
+    #[must_use]
+    pub fn clock_confirmed(&self, nodes: usize, within_ms: u64) -> bool {
+        let near = self
+            .fresh()
+            .filter(|reading| reading.offset_ms.unsigned_abs() <= within_ms)
+            .count();
+        2 * (near + 1) > nodes
+    }
+
+    /// This node's clock minus the median of all, milliseconds, if a majority of `nodes` has been heard of lately.
+    #[must_use]
+    pub fn clock_offset_ms(&self, nodes: usize) -> Option<i64> {
+        let mut offsets: Vec<i64> = self.fresh().map(|reading| reading.offset_ms).collect();
+        offsets.push(0);
+        if 2 * offsets.len() <= nodes {
+            return None;
+        }
+        offsets.sort_unstable();
+        Some(-offsets[offsets.len() / 2])
+    }
+
+    /// Whether a node has said lately that its disk has room.
+    #[must_use]
+    pub fn has_room(&self, node: NodeId) -> bool {
+        let others = self.others.lock();
+        others
+            .get(&node)
+            .is_some_and(|reading| reading.is_fresh() && !reading.disk_low)
+    }
+
+    fn fresh(&self) -> impl Iterator<Item = Reading> {
+        let others = self.others.lock();
+        let fresh: Vec<Reading> = others.values().copied().filter(Reading::is_fresh).collect();
+        fresh.into_iter()
+    }
+}
+
+impl Reading {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < READING_AGE_MAX
+    }
+}
+
+/// One shard's time at its leader.
+pub struct ShardClock {
+    wall: WallClock,
+    confirmed: Box<dyn Fn() -> bool + Send + Sync>,
+    last: Mutex<Option<(u64, Instant)>>,
+}
+
+impl ShardClock {
+    /// `confirmed` says whether a majority confirms this node's wall clock.
+    #[must_use]
+    pub fn new(wall: WallClock, confirmed: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self {
+            wall,
+            confirmed: Box::new(confirmed),
+            last: Mutex::new(None),
+        }
+    }
+
+    /// A new term of leadership begins from the time that the state has; 0 for a shard that never had one.
+    pub fn begin(&self, state_time_ms: u64) {
+        *self.last.lock() = Some((state_time_ms, Instant::now()));
+    }
+
+    /// Shard time now, milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        let wall = (self.wall)();
+        let mut last = self.last.lock();
+        let steady = match *last {
+            Some((ms, at)) => ms + u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX),
+            None => 0,
+        };
+        let follows = wall.abs_diff(steady) <= FOLLOW_MS || (wall > steady && (self.confirmed)());
+        let now = if follows {
+            wall.max(last.map_or(0, |(ms, _)| ms))
+        } else {
+            steady
+        };
+        *last = Some((now, Instant::now()));
+        now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use super::*;
+
+    fn clock(wall: &Arc<AtomicU64>, confirmed: &Arc<AtomicBool>) -> ShardClock {
+        let (wall, confirmed) = (Arc::clone(wall), Arc::clone(confirmed));
+        ShardClock::new(Arc::new(move || wall.load(Ordering::Relaxed)), move || {
+            confirmed.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Goal: one wrong clock moves nothing; a confirmed one may jump. Method: paused time, a wall clock set by hand.
+    #[tokio::test(start_paused = true)]
+    async fn jumps_need_a_majority() {
+        let wall = Arc::new(AtomicU64::new(1_000_000));
+        let confirmed = Arc::new(AtomicBool::new(false));
+        let clock = clock(&wall, &confirmed);
+        clock.begin(1_000_000);
+        assert_eq!(clock.now_ms(), 1_000_000);
+
+        wall.store(1_000_000 + FOLLOW_MS, Ordering::Relaxed);
+        assert_eq!(
+            clock.now_ms(),
+            1_000_000 + FOLLOW_MS,
+            "small steps are followed"
+        );
+
+        wall.store(u64::MAX / 2, Ordering::Relaxed);
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert_eq!(clock.now_ms(), 1_000_010 + FOLLOW_MS, "a jump is not");
+
+        wall.store(10, Ordering::Relaxed);
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert_eq!(clock.now_ms(), 1_000_020 + FOLLOW_MS, "nor one back");
+
+        wall.store(90_000_000, Ordering::Relaxed);
+        confirmed.store(true, Ordering::Relaxed);
+        assert_eq!(clock.now_ms(), 90_000_000, "a confirmed jump is");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_majority_is_counted_with_oneself() {
+        let vitals = Vitals::default();
+        let nodes: Vec<NodeId> = (0..2u8).map(|n| NodeId::from_random([n; 16])).collect();
+        assert!(vitals.clock_confirmed(1, 30_000));
+        assert!(!vitals.clock_confirmed(3, 30_000));
+        vitals.note(nodes[0], 40_000, false);
+        vitals.note(nodes[1], 41_000, false);
+        assert!(!vitals.clock_confirmed(3, 30_000), "both others disagree");
+        assert_eq!(
+            vitals.clock_offset_ms(3),
+            Some(-40_000),
+            "so this one is slow"
+        );
+        vitals.note(nodes[1], -20, false);
+        assert!(vitals.clock_confirmed(3, 30_000));
+        tokio::time::advance(READING_AGE_MAX).await;
+        assert!(
+            !vitals.clock_confirmed(3, 30_000),
+            "old readings do not count"
+        );
+    }
+}

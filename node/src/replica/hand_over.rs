@@ -1,0 +1,64 @@
+//! Handing leadership to another replica: pause proposals, wait until it has caught up, elect there.
+//!
+//! Without the pause it does not work: the target's log must be as long as the leader's when it asks for votes.
+
+use std::time::Duration;
+
+use roost_proto::peer::{HandOver, Request, request};
+
+use super::{Error, Replica};
+use crate::peer::{Lane, Peers};
+use crate::raft::Role;
+use crate::types::{NodeId, ReplicaId};
+
+/// How long proposals may be held back for it; clients notice nothing but this delay.
+const PAUSE_MAX: Duration = Duration::from_millis(1_500);
+
+impl Replica {
+    /// Hands leadership to another voter of the shard; returns once somebody else leads.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if the target did not take over in time; this replica then goes on leading, or follows
+    /// whoever was elected.
+    pub async fn hand_over(
+        &self,
+        peers: &dyn Peers,
+        node: NodeId,
+        target: ReplicaId,
+    ) -> Result<(), Error> {
+        if self.group.state().borrow().role != Role::Leader {
+            return Ok(());
+        }
+        self.proposer.set_paused(true);
+        let handed =
+            tokio::time::timeout(PAUSE_MAX, self.hand_over_paused(peers, node, target)).await;
+        self.proposer.set_paused(false);
+        handed.unwrap_or(Err(Error::Unknown))
+    }
+
+    async fn hand_over_paused(
+        &self,
+        peers: &dyn Peers,
+        node: NodeId,
+        target: ReplicaId,
+    ) -> Result<(), Error> {
+        if !self.group.caught_up(target).await {
+            return Ok(());
+        }
+        let request = Request {
+            request: Some(request::Request::HandOver(HandOver { replica: target.0 })),
+        };
+        peers
+            .call(node, Lane::Control, PAUSE_MAX, request)
+            .await
+            .map_err(|_| Error::Unknown)?;
+        let mut states = self.group.state();
+        // The group lives as long as this replica.
+        drop(
+            states
+                .wait_for(|state| state.role != Role::Leader && state.leader.is_some())
+                .await,
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,448 @@
+//! The replicas of this node: proposing, confirmed reads, leadership and delivery.
+//!
+//! A [`Replica`] is one shard's copy here; [`Replicas`] holds all of them and is what the router and other nodes ask.
+//! Nothing here knows where other shards live: that is the router's.
+
+mod barrier;
+mod chores;
+pub mod clock;
+mod delivery;
+mod error;
+mod hand_over;
+mod proposer;
+mod replicas;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use roost_proto::peer::{
+    AttachRequest, AttachResponse, Authenticate, Authenticated, DeviceSummary, ShardResponse,
+    UserList, UserSummary, shard_request, shard_response,
+};
+use roost_proto::storage::{Command, Limits, command};
+use roost_proto::v1::{self, Code, Cursor};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+pub use delivery::{Target, body_bytes};
+pub use error::Error;
+pub use proposer::Bounds;
+pub use replicas::{Context, Replicas};
+
+use crate::auth;
+use crate::raft::{Group, Role, View};
+use crate::shard::{Effects, read::Reader};
+use crate::storage::keys::Key;
+use crate::storage::value;
+use crate::types::{ReplicaId, ShardId, UserId};
+use barrier::Barrier;
+use clock::ShardClock;
+use delivery::Delivery;
+use proposer::Proposer;
+
+/// Users in one page of a listing.
+const LIST_USERS_MAX: usize = 500;
+
+/// A leader whose quorum has been silent for longer than this serves no attachment and no read; its followers may have
+/// elected another.
+const QUORUM_SILENCE_MAX: Duration = Duration::from_secs(1);
+
+/// A shard that this node leads has outbox rows for a destination.
+pub type OutboxSignal = mpsc::UnboundedSender<(ShardId, ShardId)>;
+
+/// One shard's copy on this node.
+pub struct Replica {
+    shard: ShardId,
+    id: ReplicaId,
+    group: Arc<Group>,
+    proposer: Proposer,
+    barrier: Barrier,
+    delivery: Arc<Delivery>,
+    clock: Arc<ShardClock>,
+    outbox: OutboxSignal,
+    /// Entries wait for deletion; chores look.
+    trims: Notify,
+    disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
+    stop: CancellationToken,
+}
+
+/// What a replica needs besides its group.
+pub struct Parts {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Its Raft group, opened.
+    pub group: Arc<Group>,
+    /// Shard time.
+    pub clock: Arc<ShardClock>,
+    /// What the state machine is told with every batch.
+    pub limits: Limits,
+    /// Of the proposer.
+    pub bounds: Bounds,
+    /// Attachments and watches of the shard.
+    pub attachments_max: usize,
+    /// Tells the outbox pump.
+    pub outbox: OutboxSignal,
+    /// Whether this node's disk is below its reserve.
+    pub disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Replica {
+    /// Starts the replica's tasks.
+    #[must_use]
+    pub fn start(id: ReplicaId, parts: Parts) -> Arc<Self> {
+        let stop = CancellationToken::new();
+        let group = parts.group;
+        let proposer = Proposer::start(
+            parts.shard,
+            Arc::clone(&group),
+            Arc::clone(&parts.clock),
+            parts.limits,
+            parts.bounds,
+            stop.clone(),
+        );
+        let replica = Arc::new(Self {
+            shard: parts.shard,
+            id,
+            proposer,
+            barrier: Barrier::start(Arc::clone(&group), stop.clone()),
+            delivery: Delivery::start(
+                parts.shard,
+                Arc::clone(&group),
+                Arc::clone(&parts.clock),
+                parts.attachments_max,
+                stop.clone(),
+            ),
+            group,
+            clock: parts.clock,
+            outbox: parts.outbox,
+            trims: Notify::new(),
+            disk_low: parts.disk_low,
+            stop,
+        });
+        let leadership = Arc::clone(&replica);
+        tokio::spawn(async move {
+            leadership
+                .stop
+                .run_until_cancelled(leadership.follow_leadership())
+                .await
+        });
+        let chores = Arc::clone(&replica);
+        tokio::spawn(async move { chores.stop.run_until_cancelled(chores::run(&chores)).await });
+        replica
+    }
+
+    /// Its shard.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> ReplicaId {
+        self.id
+    }
+
+    /// Its Raft group.
+    #[must_use]
+    pub fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    /// Whether it leads, has applied everything from before its term, and has heard from a quorum lately.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        let state = self.group.state();
+        let state = state.borrow();
+        state.role == Role::Leader
+            && state.applied_own_term
+            && state
+                .quorum_age
+                .is_some_and(|age| age <= QUORUM_SILENCE_MAX)
+    }
+
+    /// The applied state, as it is now. Only a leader's confirmed read may be shown to anybody.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.group.view()
+    }
+
+    /// Answers a request for the shard's leader.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn handle(&self, request: shard_request::Request) -> Result<ShardResponse, Error> {
+        let response = match request {
+            shard_request::Request::Propose(command) => {
+                shard_response::Response::Outcome(self.propose(command).await?)
+            }
+            shard_request::Request::Authenticate(request) => {
+                shard_response::Response::Authenticated(self.authenticate(&request).await?)
+            }
+            shard_request::Request::ListUsers(request) => {
+                self.barrier.confirm().await?;
+                let limit = (request.limit as usize).clamp(1, LIST_USERS_MAX);
+                shard_response::Response::Users(self.list_users(&request.after, limit)?)
+            }
+            shard_request::Request::ReadCluster(_) => {
+                self.barrier.confirm().await?;
+                let view = self.view();
+                let key = Key::Cluster(view.home());
+                let cluster = value::get(view.store().as_ref(), &key).map_err(internal)?;
+                // Not recorded yet: the meta shard's first command is on its way.
+                shard_response::Response::Cluster(cluster.ok_or(Error::Unknown)?)
+            }
+        };
+        Ok(ShardResponse {
+            response: Some(response),
+        })
+    }
+
+    /// Proposes a command and waits until it is applied here.
+    ///
+    /// # Errors
+    /// [`Error::DiskLow`] for new messages below the disk reserve; see [`Error`].
+    pub async fn propose(&self, command: Command) -> Result<roost_proto::storage::Outcome, Error> {
+        if matches!(command.command, Some(command::Command::Send(_))) && (self.disk_low)() {
+            return Err(Error::DiskLow);
+        }
+        self.proposer.propose(command).await
+    }
+
+    /// Attaches a session; see [`Delivery::attach`].
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`] and the like. A refusal is in the response.
+    pub async fn attach(
+        &self,
+        request: AttachRequest,
+        target: Target,
+    ) -> Result<AttachResponse, Error> {
+        self.barrier.confirm().await?;
+        if !self.serves() {
+            return Err(Error::NotLeader { leader: None });
+        }
+        let user =
+            UserId::parse(&request.user).map_err(|error| Error::Internal(error.to_string()))?;
+        let row = reader(&self.view())
+            .user(user.as_str())
+            .map_err(internal)?
+            .filter(|row| !row.removed);
+        let device = row
+            .as_ref()
+            .and_then(|row| row.devices.iter().find(|d| d.device == request.device));
+        let (Some(row), Some(device)) = (&row, device) else {
+            return Ok(refused(Code::Unauthenticated, "no such account or device"));
+        };
+        let mut request = request;
+        if let Some(cursor) = &mut request.cursor {
+            if cursor.incarnation != row.incarnation || cursor.seq >= row.next_seq {
+                return Ok(refused(
+                    Code::BadCursor,
+                    "the cursor is of another queue; leave it out to start afresh",
+                ));
+            }
+            cursor.seq = cursor.seq.max(device.cursor_seq);
+        }
+        let cursor = request.cursor;
+        Ok(
+            match self
+                .delivery
+                .attach(user, &request, device.receipt_revision, target)
+            {
+                Ok(epoch) => AttachResponse {
+                    error: None,
+                    epoch: Some(epoch),
+                    cursor,
+                },
+                Err(error) => AttachResponse {
+                    error: Some(error),
+                    ..AttachResponse::default()
+                },
+            },
+        )
+    }
+
+    /// The attachments of this shard.
+    #[must_use]
+    pub fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    /// Performs, at the leader, what apply hinted at. Elsewhere nobody is attached, and rows wait for the leader.
+    pub fn perform(&self, effects: Effects) {
+        if !effects.woken.is_empty() {
+            self.delivery.wake(effects.woken);
+        }
+        if !effects.receipts.is_empty() {
+            self.delivery.receipts(effects.receipts);
+        }
+        for (user, device) in effects.removed {
+            self.delivery.remove_device(&user, device);
+        }
+        if !effects.trims.is_empty() {
+            self.trims.notify_one();
+        }
+        if self.group.state().borrow().role == Role::Leader {
+            for destination in effects.outbox {
+                // The pump ends only with the node.
+                let _ = self.outbox.send((self.shard, destination));
+            }
+        }
+    }
+
+    /// Ends the replica's tasks and its group, attachments first.
+    pub async fn stop(&self) {
+        self.delivery.end_all(None);
+        self.stop.cancel();
+        self.group.shutdown().await;
+    }
+
+    async fn authenticate(&self, request: &Authenticate) -> Result<Authenticated, Error> {
+        self.barrier.confirm().await?;
+        let row = reader(&self.view())
+            .user(&request.user)
+            .map_err(internal)?
+            .filter(|row| !row.removed);
+        let device = row
+            .as_ref()
+            .and_then(|row| row.devices.iter().find(|d| d.device == request.device));
+        let stored = device.map(|device| &device.key_hash[..]);
+        let welcome = auth::device_is_welcome(&request.key, stored);
+        let (Some(row), Some(device), true) = (&row, device, welcome) else {
+            let error = refusal(
+                Code::Unauthenticated,
+                "unknown account or device, or wrong key",
+            );
+            return Ok(Authenticated {
+                error: Some(error),
+                ..Authenticated::default()
+            });
+        };
+        Ok(Authenticated {
+            error: None,
+            cursor: Some(Cursor {
+                incarnation: row.incarnation,
+                seq: device.cursor_seq,
+            }),
+            server_time_ms: self.clock.now_ms(),
+        })
+    }
+
+    fn list_users(&self, after: &str, limit: usize) -> Result<UserList, Error> {
+        let after = UserId::parse(after).ok();
+        let page = reader(&self.view())
+            .list_users(after.as_ref(), limit)
+            .map_err(internal)?;
+        let more = page.len() == limit;
+        let last = page
+            .last()
+            .map(|(user, _)| user.to_string())
+            .unwrap_or_default();
+        let users = page
+            .into_iter()
+            .filter(|(_, row)| !row.removed)
+            .map(|(user, row)| UserSummary {
+                user: user.to_string(),
+                entries: row.entries,
+                bytes: row.bytes,
+                devices: row
+                    .devices
+                    .iter()
+                    .map(|device| DeviceSummary {
+                        device: device.device,
+                        name: device.name.clone(),
+                        cursor: Some(Cursor {
+                            incarnation: row.incarnation,
+                            seq: device.cursor_seq,
+                        }),
+                    })
+                    .collect(),
+            })
+            .collect();
+        Ok(UserList { users, more, last })
+    }
+
+    /// Begins and ends terms of leadership. What must happen is a row: a new leader starts by scanning them.
+    async fn follow_leadership(&self) {
+        let mut states = self.group.state();
+        let mut leading = None;
+        loop {
+            let (term, leads, leader) = {
+                let state = states.borrow_and_update();
+                let leads = state.role == Role::Leader && state.applied_own_term;
+                (state.term, leads, state.leader.map(|(_, node)| node))
+            };
+            if leading.is_some_and(|led| !leads || led != term) {
+                self.delivery.end_all(leader);
+                leading = None;
+            }
+            if leads && leading.is_none() {
+                leading = Some(term);
+                self.begin_term(term);
+            }
+            if states.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn begin_term(&self, term: u64) {
+        let view = self.view();
+        let reader = reader(&view);
+        match reader
+            .applied()
+            .and_then(|applied| Ok((applied, reader.outbox_heads()?)))
+        {
+            Ok((applied, heads)) => {
+                self.clock.begin(applied.time_ms);
+                for (destination, head) in heads {
+                    if head.rows > 0 {
+                        let _ = self.outbox.send((self.shard, destination));
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(shard = %self.shard, %error, "a new leader cannot read its state")
+            }
+        }
+        self.delivery.begin_term(term, self.id);
+        self.trims.notify_one();
+        tracing::info!(shard = %self.shard, term, "leads");
+    }
+}
+
+/// Reads a view.
+#[must_use]
+pub fn reader(view: &View) -> Reader<'_> {
+    Reader::new(view.store().as_ref(), view.home())
+}
+
+fn refused(code: Code, message: &str) -> AttachResponse {
+    AttachResponse {
+        error: Some(refusal(code, message)),
+        ..AttachResponse::default()
+    }
+}
+
+fn refusal(code: Code, message: &str) -> v1::Error {
+    v1::Error {
+        code: code.into(),
+        message: message.to_owned(),
+        ..v1::Error::default()
+    }
+}
+
+fn internal(error: crate::storage::Error) -> Error {
+    Error::Internal(error.to_string())
+}
+
+impl From<crate::raft::ReadError> for Error {
+    fn from(error: crate::raft::ReadError) -> Self {
+        match error {
+            crate::raft::ReadError::NotLeader { hint } => Self::NotLeader { leader: hint },
+            crate::raft::ReadError::NoQuorum => Self::NotLeader { leader: None },
+            crate::raft::ReadError::Stopped => Self::NoReplica,
+        }
+    }
+}
