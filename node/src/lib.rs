@@ -20,4 +20,6 @@ pub mod raft;
 
 pub mod replica;
 
+pub mod router;
+
 pub mod cli;
