@@ -22,4 +22,6 @@ pub mod replica;
 
 pub mod router;
 
+pub mod session;
+
 pub mod cli;

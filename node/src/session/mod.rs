@@ -1,0 +1,291 @@
+//! Sessions: one connection of a device, whatever protocol it speaks.
+//!
+//! A session is one task. It sends ([`sends`]), receives ([`receive`]: its attachment and window) and acknowledges
+//! ([`acks`]); the edge only turns bytes into [`ClientFrame`]s and [`ServerFrame`]s back. It holds nothing that is not
+//! in a shard already: when it dies, the client goes on at any other node from its cursor and its unanswered ids.
+
+mod acks;
+mod hello;
+mod outgoing;
+mod receive;
+mod refusal;
+mod sends;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use roost_proto::v1::{
+    ClientFrame, Code, Goodbye, Pong, ServerFrame, client_frame::Frame as In,
+    server_frame::Frame as Out,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{self, Config};
+use crate::metrics;
+use crate::router::Router;
+use acks::Acks;
+use outgoing::Outgoing;
+use receive::{Receive, Received};
+use sends::Sends;
+
+/// All sessions of this node.
+pub struct Sessions {
+    router: Arc<Router>,
+    settings: Settings,
+    open: AtomicUsize,
+    /// Sessions are told to go elsewhere.
+    drain: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What sessions are told by the config.
+#[derive(Clone)]
+struct Settings {
+    node: String,
+    session: config::Session,
+    queue: config::Queue,
+}
+
+/// Why a session ended, as a metric label.
+type Reason = &'static str;
+
+impl Sessions {
+    /// None yet.
+    #[must_use]
+    pub fn new(router: Arc<Router>, config: &Config) -> Arc<Self> {
+        let settings = Settings {
+            node: config.name.clone(),
+            session: config.session.clone(),
+            queue: config.queue.clone(),
+        };
+        Arc::new(Self {
+            router,
+            settings,
+            open: AtomicUsize::new(0),
+            drain: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Frames that may wait for a client which does not read.
+    #[must_use]
+    pub fn outgoing_frames_max(&self) -> usize {
+        self.settings.session.outgoing_frames_max
+    }
+
+    /// Runs one session in a task of its own, until the client goes, `outgoing` closes, or the node drains.
+    pub fn spawn<S, E>(self: &Arc<Self>, incoming: S, outgoing: mpsc::Sender<ServerFrame>)
+    where
+        S: Stream<Item = Result<ClientFrame, E>> + Send + Unpin + 'static,
+        E: Send + 'static,
+    {
+        let sessions = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let outgoing = Outgoing::new(outgoing);
+            let open = sessions.open.fetch_add(1, Ordering::Relaxed);
+            metrics::SESSIONS.handle().increment(1.0);
+            let reason = match open < sessions.settings.session.sessions_max {
+                true => sessions.run(incoming, &outgoing).await,
+                false => {
+                    sessions.go_elsewhere(&outgoing, "the node has as many sessions as it takes")
+                }
+            };
+            sessions.open.fetch_sub(1, Ordering::Relaxed);
+            metrics::SESSIONS.handle().decrement(1.0);
+            metrics::SESSIONS_ENDED.of(reason).increment(1);
+        });
+    }
+
+    /// Tells every session to go elsewhere and waits until they have gone, at most `within`.
+    pub async fn drain(&self, within: Duration) {
+        self.drain.cancel();
+        self.tasks.close();
+        // What has not gone by then is cut when the listener closes; nothing is lost by it.
+        drop(tokio::time::timeout(within, self.tasks.wait()).await);
+    }
+
+    async fn run<S, E>(&self, mut incoming: S, outgoing: &Outgoing) -> Reason
+    where
+        S: Stream<Item = Result<ClientFrame, E>> + Unpin,
+    {
+        let opening = hello::open(&self.router, &self.settings, &mut incoming);
+        let opened = tokio::select! {
+            opened = opening => opened,
+            () = self.drain.cancelled() => return self.go_elsewhere(outgoing, DRAINING),
+        };
+        let opened = match opened {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return "closed",
+            Err(error) => {
+                let reason = reason_of(error.code());
+                outgoing.send(Out::Goodbye(Goodbye {
+                    error: Some(error),
+                    ..Goodbye::default()
+                }));
+                return reason;
+            }
+        };
+        outgoing.send(Out::Welcome(opened.welcome));
+        let identity = Arc::new(opened.identity);
+        let mut session = Session {
+            sends: Sends::new(
+                Arc::clone(&self.router),
+                Arc::clone(&identity),
+                &self.settings,
+            ),
+            acks: Acks::new(
+                Arc::clone(&self.router),
+                Arc::clone(&identity),
+                &self.settings,
+            ),
+            receive: Receive::new(
+                Arc::clone(&self.router),
+                identity,
+                opened.wanted,
+                &self.settings,
+            ),
+            outgoing,
+        };
+        tokio::select! {
+            reason = session.run(&mut incoming) => reason,
+            () = self.drain.cancelled() => self.go_elsewhere(outgoing, DRAINING),
+        }
+    }
+
+    fn go_elsewhere(&self, outgoing: &Outgoing, why: &str) -> Reason {
+        /// Sessions of a stopping node spread their return over this.
+        const JITTER_MS: u64 = 1_000;
+        let placement = self.router.placement();
+        let servers = placement
+            .nodes()
+            .values()
+            .filter(|node| node.name != self.settings.node)
+            .map(|node| node.client_address.clone())
+            .collect();
+        outgoing.send(Out::Goodbye(Goodbye {
+            error: Some(refusal::retryable(Code::GoElsewhere, why, 0)),
+            servers,
+            after_ms: rand::random_range(0..JITTER_MS),
+        }));
+        "go_elsewhere"
+    }
+}
+
+const DRAINING: &str = "the node is stopping";
+
+struct Session<'a> {
+    sends: Sends,
+    acks: Acks,
+    receive: Receive,
+    outgoing: &'a Outgoing,
+}
+
+impl Session<'_> {
+    async fn run<S, E>(&mut self, incoming: &mut S) -> Reason
+    where
+        S: Stream<Item = Result<ClientFrame, E>> + Unpin,
+    {
+        loop {
+            let answer = tokio::select! {
+                frame = incoming.next() => match frame {
+                    Some(Ok(frame)) => match self.on_frame(frame) {
+                        Ok(answer) => answer,
+                        Err(goodbye) => return self.end(goodbye),
+                    },
+                    Some(Err(_)) => return "broken",
+                    None => return self.finish().await,
+                },
+                answers = self.sends.next() => {
+                    for answer in answers {
+                        self.outgoing.send(Out::Answer(answer));
+                    }
+                    None
+                }
+                answer = self.acks.next() => Some(answer),
+                received = self.receive.next() => match received {
+                    Received::Frame(frame) => Some(frame),
+                    Received::Over(error) => return self.end(error),
+                },
+            };
+            if let Some(answer) = answer {
+                self.outgoing.send(answer);
+            }
+            if self.outgoing.is_over() {
+                return self.end(refusal::retryable(
+                    Code::SlowConsumer,
+                    "the client does not read what it is sent",
+                    0,
+                ));
+            }
+        }
+    }
+
+    /// The client has closed its sending side: what it sent is still answered.
+    async fn finish(&mut self) -> Reason {
+        while !self.sends.is_idle() || !self.acks.is_idle() {
+            let answers = tokio::select! {
+                answers = self.sends.next() => answers.into_iter().map(Out::Answer).collect(),
+                answer = self.acks.next() => vec![answer],
+            };
+            for answer in answers {
+                self.outgoing.send(answer);
+            }
+        }
+        "closed"
+    }
+
+    fn on_frame(&mut self, frame: ClientFrame) -> Result<Option<Out>, roost_proto::v1::Error> {
+        Ok(match frame.frame {
+            Some(In::Send(send)) => self.sends.push(send).map(Out::Answer),
+            Some(In::Ack(ack)) => self.receive.on_ack(ack.cursor).map_or_else(
+                |refused| Some(Out::Ack(refused)),
+                |cursor| {
+                    self.acks.ack(cursor);
+                    None
+                },
+            ),
+            Some(In::Read(mark)) => self.acks.read(mark).map(Out::Read),
+            Some(In::ReceiptAck(ack)) => {
+                if self.receive.is_attached() {
+                    self.acks.receipts(ack.revision);
+                }
+                None
+            }
+            Some(In::Ping(ping)) => Some(Out::Pong(Pong { nonce: ping.nonce })),
+            Some(In::Hello(_)) => {
+                return Err(refusal::last(Code::Invalid, "a session says hello once"));
+            }
+            // A frame of a later version: ignoring it could lose a message.
+            None => {
+                return Err(refusal::last(
+                    Code::Invalid,
+                    "this server does not know such a frame",
+                ));
+            }
+        })
+    }
+
+    fn end(&self, error: roost_proto::v1::Error) -> Reason {
+        let reason = reason_of(error.code());
+        self.outgoing.send_last(Out::Goodbye(Goodbye {
+            error: Some(error),
+            ..Goodbye::default()
+        }));
+        reason
+    }
+}
+
+fn reason_of(code: Code) -> Reason {
+    match code {
+        Code::Unauthenticated => "unauthenticated",
+        Code::Displaced => "displaced",
+        Code::SlowConsumer => "slow_consumer",
+        Code::Unavailable => "unavailable",
+        Code::BadCursor => "bad_cursor",
+        _ => "refused",
+    }
+}

@@ -1,0 +1,278 @@
+//! A session's receiving side: its attachment, made again at whoever leads, and its window.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use roost_proto::peer::{AttachRequest, AttachResponse, Epoch, Push, push};
+use roost_proto::v1::{AckAnswer, Code, Cursor, Entries, Error, Watching, server_frame::Frame};
+
+use super::hello::Identity;
+use super::{Settings, refusal};
+use crate::metrics;
+use crate::replica::body_bytes;
+use crate::router::{self, Attached, Router};
+
+/// Wait before attaching is tried again, when the router has given up.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What a session is for besides sending.
+pub(super) struct Wanted {
+    /// Receive the device's queue.
+    pub(super) attach: Option<Start>,
+    /// See receipts as they come.
+    pub(super) watch: bool,
+}
+
+/// Where receiving starts, and how much may be on its way.
+pub(super) struct Start {
+    pub(super) cursor: Cursor,
+    pub(super) window_entries: u32,
+    pub(super) window_bytes: u64,
+}
+
+/// What [`Receive::next`] gives.
+pub(super) enum Received {
+    /// For the client.
+    Frame(Frame),
+    /// The session is over.
+    Over(Error),
+}
+
+/// The receiving side.
+pub(super) struct Receive {
+    router: Arc<Router>,
+    identity: Arc<Identity>,
+    within: Duration,
+    window: Option<Window>,
+    watch: bool,
+    epoch: Option<Epoch>,
+    link: Link,
+}
+
+enum Link {
+    /// Nothing is wanted.
+    Off,
+    Attaching(BoxFuture<'static, Result<(Attached, AttachResponse), router::Error>>),
+    Attached(Attached),
+}
+
+/// What was handed to the client and not acknowledged.
+struct Window {
+    start: Start,
+    handed_seq: u64,
+    unacknowledged: VecDeque<(u64, u64)>,
+    bytes: u64,
+}
+
+impl Receive {
+    pub(super) fn new(
+        router: Arc<Router>,
+        identity: Arc<Identity>,
+        wanted: Wanted,
+        settings: &Settings,
+    ) -> Self {
+        let mut receive = Self {
+            router,
+            identity,
+            within: Duration::from_millis(settings.session.request_timeout_ms),
+            window: wanted.attach.map(Window::new),
+            watch: wanted.watch,
+            epoch: None,
+            link: Link::Off,
+        };
+        if receive.window.is_some() || receive.watch {
+            receive.attach(Duration::ZERO);
+        }
+        receive
+    }
+
+    /// Whether this session receives the queue, and not only watches.
+    pub(super) fn is_attached(&self) -> bool {
+        self.window.is_some()
+    }
+
+    /// Checks a client's cursor and makes room for what it covers. Refused beyond what was handed to it.
+    pub(super) fn on_ack(&mut self, cursor: Option<Cursor>) -> Result<Cursor, AckAnswer> {
+        let refuse = |message: &str| AckAnswer {
+            cursor,
+            error: Some(refusal::last(Code::BadCursor, message)),
+        };
+        let Some(acked) = cursor else {
+            return Err(refuse("an ack carries a cursor"));
+        };
+        let Some(window) = &mut self.window else {
+            return Err(refuse("only a session that receives acknowledges"));
+        };
+        if acked.incarnation != window.start.cursor.incarnation || acked.seq > window.handed_seq {
+            return Err(refuse("the cursor is beyond what this session was handed"));
+        }
+        let (entries, bytes) = window.free_up_to(acked.seq);
+        if entries > 0
+            && let Link::Attached(attached) = &self.link
+        {
+            attached.grant(entries, bytes);
+        }
+        Ok(acked)
+    }
+
+    /// The next thing for the client; waits for ever if nothing is wanted.
+    pub(super) async fn next(&mut self) -> Received {
+        loop {
+            match &mut self.link {
+                Link::Off => return std::future::pending().await,
+                Link::Attaching(attaching) => {
+                    let answer = attaching.await;
+                    if let Some(received) = self.on_attached(answer) {
+                        return received;
+                    }
+                }
+                Link::Attached(attached) => {
+                    let push = attached.next().await;
+                    if let Some(received) = self.on_push(push) {
+                        return received;
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_attached(
+        &mut self,
+        answer: Result<(Attached, AttachResponse), router::Error>,
+    ) -> Option<Received> {
+        let (attached, response) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(%error, "attaching again");
+                self.attach(RETRY);
+                return None;
+            }
+        };
+        match response.error {
+            Some(error) if error.retryable => {
+                self.attach(RETRY);
+                None
+            }
+            Some(error) => Some(Received::Over(error)),
+            None => {
+                self.epoch = response.epoch;
+                self.link = Link::Attached(attached);
+                self.watch
+                    .then(|| Received::Frame(Frame::Watching(Watching {})))
+            }
+        }
+    }
+
+    fn on_push(&mut self, push: Option<Push>) -> Option<Received> {
+        match push.and_then(|push| push.push) {
+            Some(push::Push::Entries(entries)) => {
+                self.window.as_mut()?.hand(&entries);
+                Some(Received::Frame(Frame::Entries(entries)))
+            }
+            Some(push::Push::Receipts(receipts)) => {
+                Some(Received::Frame(Frame::Receipts(receipts)))
+            }
+            Some(push::Push::Ended(ended)) => match ended.error {
+                Some(error) => Some(Received::Over(error)),
+                None => {
+                    self.attach(Duration::ZERO);
+                    None
+                }
+            },
+            None => {
+                self.attach(Duration::ZERO);
+                None
+            }
+        }
+    }
+
+    /// Attaches (again) from what was handed to the client last, with the room that its window has left.
+    fn attach(&mut self, after: Duration) {
+        let (room_entries, room_bytes) = self.window.as_ref().map_or((0, 0), Window::room);
+        let request = AttachRequest {
+            shard: self.identity.shard.0,
+            attachment: 0,
+            user: self.identity.user.to_string(),
+            device: self.identity.device,
+            cursor: self.window.as_ref().map(Window::handed),
+            receipts: true,
+            window_entries: room_entries,
+            window_bytes: room_bytes,
+            epoch: self.epoch,
+            receipts_after: 0,
+        };
+        let (router, within) = (Arc::clone(&self.router), self.within);
+        self.link = Link::Attaching(Box::pin(async move {
+            tokio::time::sleep(after).await;
+            router.attach(request, within).await
+        }));
+    }
+}
+
+impl Window {
+    fn new(start: Start) -> Self {
+        Self {
+            handed_seq: start.cursor.seq,
+            start,
+            unacknowledged: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+
+    fn handed(&self) -> Cursor {
+        Cursor {
+            incarnation: self.start.cursor.incarnation,
+            seq: self.handed_seq,
+        }
+    }
+
+    fn room(&self) -> (u32, u64) {
+        let held = u32::try_from(self.unacknowledged.len()).unwrap_or(u32::MAX);
+        let entries = self.start.window_entries.saturating_sub(held);
+        (entries, self.start.window_bytes.saturating_sub(self.bytes))
+    }
+
+    fn hand(&mut self, entries: &Entries) {
+        for entry in &entries.entries {
+            let bytes = body_bytes(entry) as u64;
+            self.unacknowledged.push_back((entry.seq, bytes));
+            self.bytes += bytes;
+            self.handed_seq = self.handed_seq.max(entry.seq);
+            metrics::WINDOW_BYTES.handle().increment(bytes as f64);
+        }
+        for skipped in &entries.skipped {
+            self.handed_seq = self.handed_seq.max(skipped.last);
+        }
+        metrics::WINDOW_ENTRIES
+            .handle()
+            .increment(entries.entries.len() as f64);
+    }
+
+    fn free_up_to(&mut self, seq: u64) -> (u32, u64) {
+        let (mut entries, mut freed) = (0, 0);
+        while let Some((first, bytes)) = self.unacknowledged.front()
+            && *first <= seq
+        {
+            entries += 1;
+            freed += bytes;
+            self.unacknowledged.pop_front();
+        }
+        self.bytes -= freed;
+        metrics::WINDOW_ENTRIES
+            .handle()
+            .decrement(f64::from(entries));
+        metrics::WINDOW_BYTES.handle().decrement(freed as f64);
+        (entries, freed)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        metrics::WINDOW_ENTRIES
+            .handle()
+            .decrement(self.unacknowledged.len() as f64);
+        metrics::WINDOW_BYTES.handle().decrement(self.bytes as f64);
+    }
+}
