@@ -22,6 +22,10 @@ pub mod replica;
 
 pub mod router;
 
+pub mod controller;
 pub mod session;
 
+pub mod edge;
+
 pub mod cli;
+pub mod node;

@@ -11,6 +11,7 @@ mod exit;
 mod format;
 mod input;
 mod listen;
+mod node;
 mod send;
 mod server;
 mod signals;
@@ -41,6 +42,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run one node of a cluster.
+    Node(node::Args),
     /// Run a local cluster of real node processes until Ctrl-C.
     Dev(dev::Args),
     /// Add, list and remove accounts and devices; needs the admin token.
@@ -82,6 +85,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         .map_err(|error| Failure::internal(format!("cannot start threads: {error}")))?;
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Node(args) => node::run(args).await,
             Command::Dev(args) => dev::run(args).await,
             Command::Account(args) => account::run(args, &server).await,
             Command::Send(args) => send::run(args, &server).await,

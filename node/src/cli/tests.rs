@@ -25,6 +25,7 @@ fn refusal(code: Code) -> Refusal {
 #[test]
 fn the_surface_parses() {
     for line in [
+        "roost node --config f --set a.b=1 --set c=2 --dump-config",
         "roost dev",
         "roost dev --nodes 1 --shards 8 --data-dir d --fresh --base-port 8400 --respawn",
         "roost account add +4915112345678 --device phone --admin-token f",

@@ -1,0 +1,364 @@
+//! How a cluster comes to be, once, and how a node finds the one it belongs to.
+//!
+//! A node's identity is a random id made with its data directory. A cluster is created when *every* address of
+//! `cluster.initial_nodes` has answered that its disk knows no cluster and that its settings are the same: then the
+//! node at the first address writes the plan, which holds everything that the creation decides, and the others take it
+//! over by asking. One silent node means waiting, unready, naming it. Whoever knows a cluster is asked first, so while
+//! any founding disk survives, no second cluster can arise. A node that the plan does not name, for instance one whose
+//! disk was wiped, is a new node: it waits until it is taken in, and never takes anybody's place.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use roost_proto::peer::Introduction;
+use roost_proto::storage::{
+    ClusterState, LocalReplica, NodeIdentity, NodeRecord, Plan, ReplicaState,
+};
+use tokio::sync::watch;
+
+use super::health::NodeHealth;
+use crate::auth::{AdminToken, Hash};
+use crate::cluster;
+use crate::config::Config;
+use crate::peer::server::Doorkeeper;
+use crate::peer::{WIRE_VERSION, grpc};
+use crate::storage::keys::{self, Key};
+use crate::storage::{Batch, Column, Store, value};
+use crate::types::{NodeId, ReplicaId};
+
+/// Between two rounds of asking.
+const ROUND: Duration = Duration::from_millis(200);
+/// How long one address may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Rounds between two lines in the log about what is waited for.
+const ROUNDS_PER_LINE: u32 = 25;
+
+/// What this node's disk knows, and what it tells others.
+pub(crate) struct Founding {
+    config: Arc<Config>,
+    store: Arc<dyn Store>,
+    me: NodeId,
+    instance: u64,
+    plan: watch::Sender<Option<Plan>>,
+    admin_token: Mutex<Option<AdminToken>>,
+}
+
+/// What the answers of one round come to.
+enum Round {
+    /// A cluster that names this node.
+    Join(Box<Plan>, AdminToken),
+    /// All are empty and agree, and this node is the first.
+    Create(Vec<NodeRecord>),
+    /// Not yet, because of this.
+    Wait(String),
+}
+
+impl Founding {
+    /// Reads the disk; makes an identity on an empty one.
+    ///
+    /// # Errors
+    /// A disk that cannot be read or written, or whose format is unknown.
+    pub(crate) fn load(config: Arc<Config>, store: Arc<dyn Store>) -> anyhow::Result<Arc<Self>> {
+        let identity: Option<NodeIdentity> = value::get(&*store, &Key::Identity)?;
+        let me = match identity {
+            Some(identity) => NodeId::parse(&identity.id)?,
+            None => make_identity(&*store)?,
+        };
+        let plan: Option<Plan> = value::get(&*store, &Key::Plan)?;
+        let path = config.data_dir.join(ADMIN_TOKEN_FILE);
+        let admin_token = match plan {
+            Some(_) => {
+                Some(AdminToken::read(&path).context("the admin token of this node's cluster")?)
+            }
+            None => None,
+        };
+        Ok(Arc::new(Self {
+            config,
+            store,
+            me,
+            instance: rand::random(),
+            plan: watch::Sender::new(plan),
+            admin_token: Mutex::new(admin_token),
+        }))
+    }
+
+    /// Who this node is.
+    pub(crate) fn identity(&self) -> NodeId {
+        self.me
+    }
+
+    /// What this node says when asked who it is. The admin token goes only to a node of the plan that knows
+    /// `cluster.token`.
+    fn answer(&self, asker: &Introduction) -> Introduction {
+        let mut introduction = self.introduction();
+        introduction.plan = self.plan.borrow().clone();
+        let knows_token = asker.token_hash == introduction.token_hash;
+        let named = introduction.plan.as_ref().is_some_and(|plan| {
+            let asks = asker.node.as_ref().map(|node| &node.id);
+            plan.nodes.iter().any(|node| Some(&node.id) == asks)
+        });
+        if knows_token
+            && named
+            && let Some(token) = &*self.admin_token.lock()
+        {
+            introduction.admin_token = token.reveal();
+        }
+        introduction
+    }
+
+    /// Waits until this node belongs to a cluster, and returns the cluster as it was last known here.
+    ///
+    /// # Errors
+    /// Settings that can never fit, a copied data directory, data of another cluster.
+    pub(crate) async fn wait(&self, health: &NodeHealth) -> anyhow::Result<ClusterState> {
+        let mut rounds = 0u32;
+        while self.plan.borrow().is_none() {
+            match self.judge(self.ask_all().await)? {
+                Round::Join(plan, token) => {
+                    tracing::info!(cluster = plan.cluster_id, "joins its cluster");
+                    self.adopt(*plan, token)?;
+                }
+                Round::Create(nodes) => {
+                    let token = AdminToken::from_random(rand::random());
+                    let plan = self.new_plan(nodes, &token)?;
+                    tracing::info!(
+                        cluster = plan.cluster_id,
+                        nodes = plan.nodes.len(),
+                        "creates the cluster"
+                    );
+                    self.adopt(plan, token)?;
+                }
+                Round::Wait(why) => {
+                    if rounds.is_multiple_of(ROUNDS_PER_LINE) {
+                        tracing::info!(why, "waits for its cluster");
+                    }
+                    health.waits_for(why);
+                    rounds = rounds.wrapping_add(1);
+                    tokio::time::sleep(ROUND).await;
+                }
+            }
+        }
+        self.cluster_state()
+    }
+
+    /// The replicas on this node's disk, whatever state they are in.
+    ///
+    /// # Errors
+    /// What the store reports.
+    pub(crate) fn local_replicas(&self) -> anyhow::Result<Vec<LocalReplica>> {
+        let rows = self.store.scan(Column::Node, keys::replicas());
+        rows.map(|row| {
+            let (key, bytes) = row?;
+            Ok(value::decode("a replica of this node", &key, bytes)?)
+        })
+        .collect()
+    }
+
+    fn introduction(&self) -> Introduction {
+        Introduction {
+            node: Some(NodeRecord {
+                id: self.me.to_string(),
+                name: self.config.name.clone(),
+                peer_address: self.config.advertised_peer(),
+                client_address: self.config.advertised_client(),
+            }),
+            instance: self.instance,
+            shards: self.config.cluster.shards,
+            replication_factor: self.config.replicas(),
+            initial_nodes: self.founders(),
+            token_hash: Hash::of(self.config.cluster.token.reveal().as_bytes())
+                .as_bytes()
+                .to_vec()
+                .into(),
+            plan: None,
+            admin_token: String::new(),
+            wire_version: WIRE_VERSION,
+        }
+    }
+
+    fn founders(&self) -> Vec<String> {
+        let mut founders = self.config.founding_nodes();
+        founders.sort();
+        founders
+    }
+
+    async fn ask_all(&self) -> Vec<(String, Option<Introduction>)> {
+        let asked = self.founders().into_iter().map(|address| async {
+            let answer = grpc::introduce(&address, ANSWER_WITHIN, self.introduction()).await;
+            (address, answer.ok())
+        });
+        futures::future::join_all(asked).await
+    }
+
+    fn judge(&self, answers: Vec<(String, Option<Introduction>)>) -> anyhow::Result<Round> {
+        let mine = self.introduction();
+        for (address, answer) in &answers {
+            let Some(answer) = answer else { continue };
+            let node = answer.node.clone().unwrap_or_default();
+            if node.id == self.me.to_string() && answer.instance != self.instance {
+                bail!(
+                    "the node at {address} runs on a copy of this data directory; each node needs its own"
+                );
+            }
+            if answer.token_hash != mine.token_hash {
+                return Ok(Round::Wait(format!(
+                    "the node at {address} has another cluster.token"
+                )));
+            }
+        }
+        let known = answers.iter().find_map(|(address, answer)| {
+            let answer = answer.as_ref()?;
+            Some((address, answer.plan.clone()?, &answer.admin_token))
+        });
+        if let Some((address, plan, token)) = known {
+            return Ok(
+                if plan.nodes.iter().any(|node| node.id == self.me.to_string()) {
+                    Round::Join(Box::new(plan), AdminToken::parse(token)?)
+                } else {
+                    Round::Wait(format!(
+                        "the node at {address} belongs to cluster {}, which does not know this node: its disk is empty, so it \
+                     is a new node, and a cluster does not take in new nodes yet",
+                        plan.cluster_id
+                    ))
+                },
+            );
+        }
+        for (address, answer) in &answers {
+            let Some(answer) = answer else {
+                return Ok(Round::Wait(format!(
+                    "the node at {address} does not answer"
+                )));
+            };
+            let agrees = (
+                answer.shards,
+                answer.replication_factor,
+                &answer.initial_nodes,
+            ) == (mine.shards, mine.replication_factor, &mine.initial_nodes);
+            if !agrees {
+                return Ok(Round::Wait(format!(
+                    "the node at {address} has other settings in [cluster]: shards, replication_factor and initial_nodes \
+                     must be the same on all"
+                )));
+            }
+        }
+        let nodes: Vec<NodeRecord> = answers
+            .into_iter()
+            .filter_map(|(_, answer)| answer?.node)
+            .collect();
+        let distinct: BTreeMap<&str, &NodeRecord> =
+            nodes.iter().map(|node| (node.id.as_str(), node)).collect();
+        if distinct.len() < nodes.len() {
+            return Ok(Round::Wait(
+                "two addresses in cluster.initial_nodes lead to the same node".to_owned(),
+            ));
+        }
+        match nodes.first() {
+            Some(first) if first.id == self.me.to_string() => Ok(Round::Create(nodes)),
+            Some(first) => Ok(Round::Wait(format!(
+                "node {} creates the cluster",
+                first.name
+            ))),
+            None => bail!("cluster.initial_nodes names nobody"),
+        }
+    }
+
+    fn new_plan(&self, nodes: Vec<NodeRecord>, token: &AdminToken) -> anyhow::Result<Plan> {
+        let plan = cluster::plan(
+            uuid::Uuid::from_bytes(rand::random()).to_string(),
+            nodes,
+            self.config.cluster.shards,
+            self.config.replicas(),
+            token.hash().as_bytes().to_vec().into(),
+        )?;
+        Ok(plan)
+    }
+
+    /// Makes the plan and this node's founding replicas durable before anybody is told.
+    fn adopt(&self, plan: Plan, token: AdminToken) -> anyhow::Result<()> {
+        let path = self.config.data_dir.join(ADMIN_TOKEN_FILE);
+        if !path.exists() {
+            token.write_new(&path)?;
+        } else if AdminToken::read(&path)?.hash() != token.hash() {
+            bail!(
+                "{} is of another cluster; remove it if that cluster is gone",
+                path.display()
+            );
+        }
+        let mut batch = Batch::default();
+        let me = self.me.to_string();
+        for shard in &plan.placement {
+            for replica in shard.replicas.iter().filter(|replica| replica.node == me) {
+                let mut local = LocalReplica {
+                    replica: replica.replica,
+                    shard: shard.shard,
+                    ..LocalReplica::default()
+                };
+                local.set_state(ReplicaState::Active);
+                batch.put_row(&Key::Replica(ReplicaId(replica.replica)), &local);
+            }
+        }
+        batch.put_row(&Key::Plan, &plan);
+        self.store.write(batch)?;
+        self.store.sync()?;
+        *self.admin_token.lock() = Some(token);
+        self.plan.send_replace(Some(plan));
+        Ok(())
+    }
+
+    /// The newest this node has heard of its cluster; at first, the plan itself.
+    fn cluster_state(&self) -> anyhow::Result<ClusterState> {
+        let cached: Option<ClusterState> = value::get(&*self.store, &Key::ClusterCache)?;
+        Ok(cached.unwrap_or_else(|| ClusterState {
+            plan: self.plan.borrow().clone(),
+            epoch: 0,
+            renewals: Vec::new(),
+        }))
+    }
+}
+
+impl Doorkeeper for Founding {
+    fn admit(&self, cluster_id: &str, node: NodeId) -> Result<(), String> {
+        let plan = self.plan.borrow();
+        let Some(plan) = &*plan else {
+            return Err("this node belongs to no cluster yet".to_owned());
+        };
+        if plan.cluster_id != cluster_id {
+            return Err(format!(
+                "this node belongs to another cluster, {}",
+                plan.cluster_id
+            ));
+        }
+        let node = node.to_string();
+        let known = plan.nodes.iter().any(|known| known.id == node);
+        known
+            .then_some(())
+            .ok_or_else(|| "the cluster does not know that node".to_owned())
+    }
+
+    fn introduce(&self, introduction: Introduction) -> BoxFuture<'_, Introduction> {
+        Box::pin(async move { self.answer(&introduction) })
+    }
+}
+
+/// Where the admin token stands in a data directory.
+pub(crate) const ADMIN_TOKEN_FILE: &str = "admin.token";
+
+fn make_identity(store: &dyn Store) -> anyhow::Result<NodeId> {
+    let me = NodeId::from_random(rand::random());
+    let created_ms = (crate::replica::clock::system_wall_clock())();
+    let mut batch = Batch::default();
+    batch.put_row(
+        &Key::Identity,
+        &NodeIdentity {
+            id: me.to_string(),
+            created_ms,
+        },
+    );
+    store.write(batch)?;
+    store.sync()?;
+    Ok(me)
+}

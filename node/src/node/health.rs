@@ -1,0 +1,120 @@
+//! Whether the node lives, whether it is ready, and what an operator should know.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::config::Config;
+use crate::edge::{http, peer};
+use crate::metrics;
+use crate::replica::Replicas;
+use crate::storage::syncer::Syncer;
+
+/// A sync outstanding for longer than this means that the process makes no progress, whatever else it does.
+const SYNC_STUCK: Duration = Duration::from_secs(60);
+
+/// What the probes and the other nodes are told of this one.
+pub(crate) struct NodeHealth {
+    syncer: Arc<Syncer>,
+    disk_low: Arc<AtomicBool>,
+    warnings: Vec<String>,
+    phase: Mutex<Phase>,
+}
+
+enum Phase {
+    Waiting(String),
+    Joined(Arc<Replicas>),
+    Stopping,
+}
+
+impl NodeHealth {
+    pub(crate) fn new(config: &Config, syncer: Arc<Syncer>) -> Arc<Self> {
+        let warnings = config
+            .insecure_listeners()
+            .into_iter()
+            .map(|(key, address)| {
+                format!(
+                    "{}: {key} listens on {address} without encryption",
+                    config.name
+                )
+            })
+            .collect();
+        Arc::new(Self {
+            syncer,
+            disk_low: Arc::default(),
+            warnings,
+            phase: Mutex::new(Phase::Waiting("the node is starting".to_owned())),
+        })
+    }
+
+    /// The flag that tells whether the disk is below its reserve; its keeper sets it.
+    pub(crate) fn disk_low_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.disk_low)
+    }
+
+    /// The same, to read.
+    pub(crate) fn disk_low_handle(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
+        let flag = self.disk_low_flag();
+        Arc::new(move || flag.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn waits_for(&self, what: String) {
+        *self.phase.lock() = Phase::Waiting(what);
+    }
+
+    pub(crate) fn joined(&self, replicas: &Arc<Replicas>) {
+        *self.phase.lock() = Phase::Joined(Arc::clone(replicas));
+    }
+
+    pub(crate) fn stopping(&self) {
+        *self.phase.lock() = Phase::Stopping;
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        let ready = match &*self.phase.lock() {
+            Phase::Waiting(what) => Err(what.clone()),
+            Phase::Stopping => Err("the node is stopping".to_owned()),
+            Phase::Joined(replicas) => replicas.readiness(),
+        };
+        metrics::READY
+            .handle()
+            .set(f64::from(u8::from(ready.is_ok())));
+        ready
+    }
+}
+
+impl http::Probes for NodeHealth {
+    fn alive(&self) -> Result<(), String> {
+        match self.syncer.outstanding_since() {
+            Some(since) if since.elapsed() > SYNC_STUCK => Err(format!(
+                "a sync has been outstanding for {} s",
+                since.elapsed().as_secs()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.readiness()
+    }
+}
+
+impl peer::Health for NodeHealth {
+    fn ready(&self) -> bool {
+        self.readiness().is_ok()
+    }
+
+    fn disk_low(&self) -> bool {
+        self.disk_low.load(Ordering::Relaxed)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.warnings.clone();
+        if self.disk_low() {
+            warnings.push("the disk is below its reserve: new messages are refused".to_owned());
+        }
+        warnings
+    }
+}
