@@ -56,11 +56,20 @@ impl Cli {
     /// # Errors
     /// When there is no binary to test.
     pub fn new(cluster: &Cluster, directory: &Path) -> Result<Self> {
+        let token = cluster.node(1).admin_token_file();
+        Self::at(&cluster.client_urls(), directory, token)
+    }
+
+    /// Calls to these servers, credentials in `directory`, with this admin token file.
+    ///
+    /// # Errors
+    /// When there is no binary to test.
+    pub fn at(servers: &[String], directory: &Path, token: PathBuf) -> Result<Self> {
         Ok(Self {
             binary: binary()?,
-            servers: cluster.client_urls().join(","),
+            servers: servers.join(","),
             credentials: directory.join("credentials"),
-            token: Some(cluster.node(1).admin_token_file()),
+            token: Some(token),
         })
     }
 

@@ -78,6 +78,45 @@ async fn all_nodes_killed_right_after_the_last_accepted() -> Result<()> {
     lab.pass().await
 }
 
+/// Goal: without a majority nothing is accepted, and who asks is told that; with one again the same message goes. Method:
+/// two of three nodes killed, `roost send` under one id, one node back, the same again.
+#[tokio::test]
+async fn no_majority_accepts_nothing() -> Result<()> {
+    let mut lab = Lab::start(Setup::nodes(3).alone()).await?;
+    let cli = Cli::new(&lab.cluster, lab.directory())?;
+    for user in [ANN, BOB] {
+        lab.add_device(user, "phone")
+            .await?
+            .save(cli.credentials())?;
+    }
+    let through_1 = cli.through(lab.cluster.node(1).client_url());
+    lab.kill(2).await?;
+    lab.kill(3).await?;
+    let send = [
+        "send",
+        "--as",
+        ANN,
+        "--to",
+        BOB,
+        "hello",
+        "--id",
+        "a",
+        "--timeout",
+        "12s",
+        "--json",
+    ];
+    let lines = through_1
+        .run(&send)
+        .await?
+        .expect(cli::UNAVAILABLE)?
+        .json()?;
+    ensure!(lines[0]["status"] == "unknown", "{lines:?}");
+    lab.restart(2).await?;
+    let lines = through_1.run(&send).await?.expect(cli::OK)?.json()?;
+    ensure!(lines[0]["seq"] == 1, "{lines:?}");
+    lab.pass().await
+}
+
 /// Lines that each `roost send` reads from its standard input.
 const LINES: usize = 2_600;
 /// The load comes in so many portions, a kill in the middle of each but the last.

@@ -5,6 +5,7 @@
 
 mod bounds;
 mod command_line;
+mod dev;
 mod devices;
 mod expiry;
 mod kills;
