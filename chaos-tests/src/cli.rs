@@ -10,7 +10,6 @@ use roost_local::Cluster;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::task::JoinHandle;
 
 use crate::lab::{binary, within};
 
@@ -153,20 +152,15 @@ impl Cli {
         output
     }
 
-    /// Starts a call whose standard input is fed while it runs; it must end within `limit`.
+    /// Starts a call that is fed and read while it runs. It ends some time after its standard input is dropped.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start_with_input(&self, words: &[&str], limit: Duration) -> Result<Fed> {
-        let mut child = self
-            .command(words)
-            .stdin(Stdio::piped())
-            .spawn()
-            .context("starting roost")?;
-        let stdin = child.stdin.take().context("standard input is a pipe")?;
-        // Read all the while, or a full pipe would stop the call.
-        let output = tokio::spawn(finish(child, words.join(" "), limit));
-        Ok(Fed { stdin, output })
+    pub fn start_with_input(&self, words: &[&str]) -> Result<(ChildStdin, Running)> {
+        let mut command = self.command(words);
+        let mut running = Running::start(command.stdin(Stdio::piped()), words)?;
+        let stdin = running.child.stdin.take();
+        Ok((stdin.context("standard input is a pipe")?, running))
     }
 
     /// Starts a call that is read line by line while it runs.
@@ -174,13 +168,7 @@ impl Cli {
     /// # Errors
     /// When it does not start.
     pub fn start(&self, words: &[&str]) -> Result<Running> {
-        let mut child = self.command(words).spawn().context("starting roost")?;
-        let stdout = child.stdout.take().context("standard output is a pipe")?;
-        Ok(Running {
-            child,
-            lines: BufReader::new(stdout).lines(),
-            words: words.join(" "),
-        })
+        Running::start(&mut self.command(words), words)
     }
 }
 
@@ -238,33 +226,6 @@ impl Output {
     }
 }
 
-/// A call that is being fed.
-#[derive(Debug)]
-pub struct Fed {
-    stdin: ChildStdin,
-    output: JoinHandle<Result<Output>>,
-}
-
-impl Fed {
-    /// Writes to its standard input.
-    ///
-    /// # Errors
-    /// When it no longer reads.
-    pub async fn write(&mut self, text: &str) -> Result<()> {
-        let written = self.stdin.write_all(text.as_bytes()).await;
-        written.context("roost no longer reads its standard input")
-    }
-
-    /// Closes its standard input and waits for its end.
-    ///
-    /// # Errors
-    /// When it does not end in time.
-    pub async fn finish(self) -> Result<Output> {
-        drop(self.stdin);
-        self.output.await?
-    }
-}
-
 /// A call that goes on.
 #[derive(Debug)]
 pub struct Running {
@@ -274,6 +235,29 @@ pub struct Running {
 }
 
 impl Running {
+    fn start(command: &mut Command, words: &[&str]) -> Result<Self> {
+        let mut child = command.spawn().context("starting roost")?;
+        let stdout = child.stdout.take().context("standard output is a pipe")?;
+        Ok(Self {
+            child,
+            lines: BufReader::new(stdout).lines(),
+            words: words.join(" "),
+        })
+    }
+
+    /// Waits for its end; what it still prints is not looked at.
+    ///
+    /// # Errors
+    /// When it does not end in time, or with anything but success.
+    pub async fn finish(self, limit: Duration) -> Result<()> {
+        drop(self.lines);
+        let what = format!("the end of roost {}", self.words);
+        let output = within(limit, &what, self.child.wait_with_output()).await??;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "roost {}: {errors}", self.words);
+        Ok(())
+    }
+
     /// The next line of standard output, as JSON.
     ///
     /// # Errors

@@ -14,6 +14,9 @@ use tokio::sync::Mutex;
 use crate::history::{ClientRun, Device, Digest, Event, History, Place, Tick};
 use crate::lab::{device, within};
 
+/// Entries that [`Witness::receive`] leaves unacknowledged; below the client's window.
+const ACK_EVERY: usize = 100;
+
 /// A client under observation; its number in the history lasts as long as it does.
 #[derive(Debug)]
 pub struct Witness {
@@ -213,7 +216,8 @@ impl Witness {
         Some(incoming)
     }
 
-    /// Receives until `count` entries have come, and gives them in the order in which they came.
+    /// Receives until `count` entries have come, and gives them in the order in which they came. Acknowledges only so
+    /// often that the client's window does not fill.
     ///
     /// # Errors
     /// When they do not come in time, saying how many did.
@@ -226,7 +230,12 @@ impl Witness {
         let receive = async {
             while deliveries.len() < count {
                 match self.next().await {
-                    Some(Incoming::Delivery(delivery)) => deliveries.push(delivery),
+                    Some(Incoming::Delivery(delivery)) => {
+                        deliveries.push(delivery);
+                        if deliveries.len() % ACK_EVERY == 0 {
+                            self.ack_soon(deliveries[deliveries.len() - 1].cursor());
+                        }
+                    }
                     Some(_) => {}
                     None => return Err(self.client.ended().await),
                 }
