@@ -87,9 +87,10 @@ pub async fn run(
     let listeners = (0..)
         .zip(cast)
         .map(|(i, device)| listener(&stage, i, device));
-    let (senders, listeners) = futures::join!(try_join_all(senders), try_join_all(listeners));
-    senders.with_context(|| format!("a sender, seed {}", plan.seed))?;
-    let received = listeners.with_context(|| format!("a listener, seed {}", plan.seed))?;
+    // The first that fails ends the run: what it was about would never be complete.
+    let senders = try_join_all(senders);
+    let (_, received) = futures::try_join!(senders, try_join_all(listeners))
+        .with_context(|| format!("seed {}", plan.seed))?;
     let accepted = stage.users.values().map(|user| user.load(Ordering::SeqCst));
     Ok(Totals {
         accepted: accepted.sum(),
