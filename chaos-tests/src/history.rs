@@ -84,7 +84,7 @@ pub enum Event {
         client: ClientRun,
         /// Whose.
         device: Device,
-        /// Everything up to here it says it has; `None`: wherever the server has the device's cursor.
+        /// Everything up to here it says is safe, which acknowledges it; `None`: wherever the server has the device's cursor.
         cursor: Option<Place>,
     },
     /// A message is handed to a client; a client's order of these is the order promised to the recipient.

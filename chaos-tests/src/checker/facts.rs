@@ -106,8 +106,12 @@ impl Facts {
                 device,
                 cursor,
             } => {
-                self.clients
-                    .insert(*client, Client::new(device.clone(), *cursor));
+                let run = Client::new(device.clone(), *cursor);
+                self.clients.insert(*client, run);
+                // A cursor says what is safe, and so is an acknowledgement too.
+                if let Some(cursor) = cursor {
+                    self.ack(when, *client, *cursor, false);
+                }
             }
             Event::Sent {
                 client,

@@ -217,6 +217,15 @@ fn a_clean_history_passes() {
     assert_eq!(story.check(), []);
 }
 
+/// Goal: a cursor brought along is an acknowledgement. Method: a tick that only it can have caused.
+#[test]
+fn a_cursor_brought_along_causes_ticks() {
+    let mut story = one();
+    story.starts(ClientRun(9), device(BOB, 1), Some(place(1)));
+    story.ticked("a", Tick::Delivered).ends();
+    assert_eq!(story.check(), []);
+}
+
 /// Goal: what the history leaves open is no violation. Method: no answer, a device not drained, one added too late, one
 /// removed.
 #[test]
