@@ -2,8 +2,8 @@
 //! the other, and receives in turns of being online and away, with and without the cursor it kept.
 //!
 //! The seed fixes what each device does, not how the devices interleave. A run ends when every device has everything
-//! that was accepted for its user, at the deadline (then the history says that the devices were drained, so that the checker
-//! names what is missing), or with the first client that fails.
+//! that was accepted for its user, with the first client that fails, or at the deadline; then the history says that the
+//! devices were drained, so that the checker names what is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
