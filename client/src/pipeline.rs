@@ -100,6 +100,8 @@ struct Pending {
     watch: u64,
     /// On the server's clock, as it was when the message was first sent.
     sent_at_ms: Option<u64>,
+    /// What it was before the server found it ahead of its clock.
+    sent_at_max: Option<u64>,
     replies: Vec<Reply>,
     _permits: Vec<OwnedSemaphorePermit>,
 }
@@ -332,6 +334,7 @@ impl Conversation {
             in_flight: false,
             watch: 0,
             sent_at_ms: None,
+            sent_at_max: None,
             replies: vec![reply],
             _permits: permit.into_iter().collect(),
         });
@@ -363,6 +366,7 @@ impl Conversation {
             .sent_at_ms
             .or(message.sent_at_ms)
             .unwrap_or_else(|| clock.at(message.made));
+        let sent_at_ms = sent_at_ms.min(pending.sent_at_max.unwrap_or(u64::MAX));
         pending.sent_at_ms = Some(sent_at_ms);
         Some(v1::Send {
             id: message.id.clone(),
@@ -456,7 +460,8 @@ impl Conversation {
         }
         if refusal.code == Code::ClockAhead {
             for pending in &mut self.unanswered {
-                pending.sent_at_ms = None;
+                // Only ever lower: a later time would let an id outlive what the server remembers of it.
+                pending.sent_at_max = pending.sent_at_ms.take().or(pending.sent_at_max);
             }
             Taken::Remeasure(refusal)
         } else {
