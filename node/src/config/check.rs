@@ -99,9 +99,9 @@ impl Config {
             "must be more than raft.election_min_ms, so that followers do not stand at the same moment",
         )?;
         require(
-            raft.log_age_max_ms < self.storage.reclaim_ms,
+            raft.log_age_max_ms <= self.storage.reclaim_ms / 2,
             "raft.log_age_max_ms",
-            "must be less than storage.reclaim_ms, which promises that nothing delivered is left in any file",
+            "must be at most half of storage.reclaim_ms, which promises that nothing delivered is left in any file",
         )?;
         require(
             raft.snapshot_life_max_ms < self.storage.reclaim_ms,

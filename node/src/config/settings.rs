@@ -135,7 +135,7 @@ section! {
         /// How long a shard may be without a leader until a watchdog elects after a freshly drawn delay.
         leaderless_ms: u64 = SECOND, within 100..=120_000;
         /// Log entries older than this are purged, even when a follower still needs them; it then takes a snapshot.
-        /// Smaller than `storage.reclaim_ms`, which it is part of.
+        /// At most half of `storage.reclaim_ms`, which it is part of.
         log_age_max_ms: u64 = 20 * MINUTE, within SECOND..=DAY;
         /// Bytes of log of all replicas of the node together; beyond it the longest logs are purged first.
         log_bytes_max: u64 = 512 * MIB, within MIB..=1024 * GIB;
@@ -175,7 +175,7 @@ section! {
         /// client gets `UNKNOWN_CHAIN`.
         chains_max: u32 = 64, within 1..=4096;
         /// Devices of one user; beyond it adding one is refused with `TOO_MANY_DEVICES`.
-        devices_max: u32 = 32, within 1..=1024;
+        devices_max: u32 = 32, within 1..=64;
         /// Outbox rows from one shard to another; beyond it acks that would add one get the retryable `OVERLOADED`.
         outbox_rows_max: u64 = 1_000_000, within 1..=1_000_000_000;
     }

@@ -25,6 +25,9 @@ use crate::peer::server::Server;
 /// Room that a frame takes beyond the largest body: ids, names, numbers.
 const FRAME_OVERHEAD_BYTES: usize = 64 * 1024;
 
+/// Larger frames end the connection, so bodies far over the bound still get their `TOO_LARGE`.
+const FRAME_BYTES_MIN: usize = 8 * 1024 * 1024;
+
 /// How long connections may take to end when the node stops.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -139,7 +142,8 @@ fn client_routes<H: tonic_health::pb::health_server::Health>(
     config: &Config,
     health: tonic_health::pb::health_server::HealthServer<H>,
 ) -> tonic::transport::server::Router {
-    let frame_bytes_max = config.queue.body_bytes_max as usize * 2 + FRAME_OVERHEAD_BYTES;
+    let frame_bytes_max =
+        (config.queue.body_bytes_max as usize * 2 + FRAME_OVERHEAD_BYTES).max(FRAME_BYTES_MIN);
     let messaging = MessagingServer::new(MessagingService::new(Arc::clone(clients)))
         .max_decoding_message_size(frame_bytes_max);
     let reflection = tonic_reflection::server::Builder::configure()

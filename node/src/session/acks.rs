@@ -14,7 +14,7 @@ use super::{Settings, refusal};
 use crate::router::{self, Router};
 use crate::types::UserId;
 
-/// Read marks and acknowledgements that wait; beyond it read marks are refused, and acknowledgements merge.
+/// Read marks that wait; beyond it they are refused. Acknowledgements merge into one.
 const WAITING_MAX: usize = 256;
 
 /// What a session has said and not been answered.
@@ -46,11 +46,14 @@ impl Acks {
 
     /// Everything up to here is the client's. The caller has checked that it was handed out.
     pub(super) fn ack(&mut self, cursor: Cursor) {
-        match self.waiting.back_mut() {
-            Some(Saying::Ack(last)) if last.incarnation == cursor.incarnation => {
-                last.seq = last.seq.max(cursor.seq)
-            }
-            _ => self.waiting.push_back(Saying::Ack(cursor)),
+        // Earlier than read marks that were said in between, which only need it before them.
+        let merged = self.waiting.iter_mut().find_map(|saying| match saying {
+            Saying::Ack(last) if last.incarnation == cursor.incarnation => Some(last),
+            _ => None,
+        });
+        match merged {
+            Some(last) => last.seq = last.seq.max(cursor.seq),
+            None => self.waiting.push_back(Saying::Ack(cursor)),
         }
     }
 
@@ -78,9 +81,13 @@ impl Acks {
 
     /// Receipts up to this revision are the client's.
     pub(super) fn receipts(&mut self, revision: u64) {
-        match self.waiting.back_mut() {
-            Some(Saying::Receipts(last)) => *last = (*last).max(revision),
-            _ => self.waiting.push_back(Saying::Receipts(revision)),
+        let merged = self.waiting.iter_mut().find_map(|saying| match saying {
+            Saying::Receipts(last) => Some(last),
+            _ => None,
+        });
+        match merged {
+            Some(last) => *last = (*last).max(revision),
+            None => self.waiting.push_back(Saying::Receipts(revision)),
         }
     }
 
