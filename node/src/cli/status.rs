@@ -92,7 +92,8 @@ fn to_text(status: &StatusResponse) -> String {
             "" => "NONE".to_owned(),
             id => name(id),
         };
-        text += &format!("shard {} leader {leader} term {}", shard.id, shard.term);
+        let shard_name = crate::types::ShardId(shard.id);
+        text += &format!("shard {shard_name} leader {leader} term {}", shard.term);
         for replica in &shard.replicas {
             text += &format!(" | {} {}", name(&replica.node), replica.role);
             if replica.lag_entries > 0 {

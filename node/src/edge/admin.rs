@@ -249,10 +249,7 @@ fn queues(answers: &Answers) -> Queues {
     for (_, replica) in leaders(answers) {
         queues.entries += replica.queued_entries;
         queues.bytes += replica.queued_bytes;
-        queues.oldest_ms = match (queues.oldest_ms, replica.oldest_ms) {
-            (0, oldest) | (oldest, 0) => oldest,
-            (one, other) => one.min(other),
-        };
+        queues.oldest_ms = queues.oldest_ms.max(replica.oldest_ms);
     }
     queues
 }

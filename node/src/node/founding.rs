@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::peer::server::Doorkeeper;
 use crate::peer::{WIRE_VERSION, grpc};
 use crate::storage::keys::{self, Key};
-use crate::storage::{Batch, Column, Store, value};
+use crate::storage::{self, Batch, Column, Store, value};
 use crate::types::{NodeId, ReplicaId};
 
 /// Between two rounds of asking.
@@ -123,7 +123,7 @@ impl Founding {
                     self.adopt(*plan, token)?;
                 }
                 Round::Create(nodes) => {
-                    let token = AdminToken::from_random(rand::random());
+                    let token = self.draw_admin_token()?;
                     let plan = self.new_plan(nodes, &token)?;
                     tracing::info!(
                         cluster = plan.cluster_id,
@@ -143,19 +143,6 @@ impl Founding {
             }
         }
         self.cluster_state()
-    }
-
-    /// The replicas on this node's disk, whatever state they are in.
-    ///
-    /// # Errors
-    /// What the store reports.
-    pub(crate) fn local_replicas(&self) -> anyhow::Result<Vec<LocalReplica>> {
-        let rows = self.store.scan(Column::Node, keys::replicas());
-        rows.map(|row| {
-            let (key, bytes) = row?;
-            Ok(value::decode("a replica of this node", &key, bytes)?)
-        })
-        .collect()
     }
 
     fn introduction(&self) -> Introduction {
@@ -266,6 +253,15 @@ impl Founding {
         }
     }
 
+    /// A crash after the token was written and before the plan was leaves a token that no cluster has yet.
+    fn draw_admin_token(&self) -> anyhow::Result<AdminToken> {
+        let path = self.config.data_dir.join(ADMIN_TOKEN_FILE);
+        match path.exists() {
+            true => Ok(AdminToken::read(&path)?),
+            false => Ok(AdminToken::from_random(rand::random())),
+        }
+    }
+
     fn new_plan(&self, nodes: Vec<NodeRecord>, token: &AdminToken) -> anyhow::Result<Plan> {
         let plan = cluster::plan(
             uuid::Uuid::from_bytes(rand::random()).to_string(),
@@ -342,6 +338,19 @@ impl Doorkeeper for Founding {
     fn introduce(&self, introduction: Introduction) -> BoxFuture<'_, Introduction> {
         Box::pin(async move { self.answer(&introduction) })
     }
+}
+
+/// The replicas on this node's disk, whatever state they are in.
+///
+/// # Errors
+/// What the store reports.
+pub(crate) fn local_replicas(store: &dyn Store) -> Result<Vec<LocalReplica>, storage::Error> {
+    let rows = store.scan(Column::Node, keys::replicas());
+    rows.map(|row| {
+        let (key, bytes) = row?;
+        value::decode("a replica of this node", &key, bytes)
+    })
+    .collect()
 }
 
 /// Where the admin token stands in a data directory.

@@ -4,6 +4,7 @@ mod founding;
 mod health;
 mod keeper;
 mod listeners;
+mod supervisor;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,10 +31,11 @@ use crate::storage::rocks::RocksStore;
 use crate::storage::{Store, syncer::Syncer};
 use crate::types::{NodeId, ReplicaId, ShardId};
 use crate::{metrics, telemetry};
-use founding::Founding;
+use founding::{Founding, local_replicas};
 use health::NodeHealth;
 use keeper::Keeper;
 use listeners::{Bound, Serving};
+use supervisor::Supervisor;
 
 /// How a node ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +76,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
                 config: &config,
                 store,
                 syncer,
+                failed: failed.clone(),
             },
             cluster,
             &founding,
@@ -116,6 +119,8 @@ struct Disk<'a> {
     config: &'a Arc<Config>,
     store: Arc<dyn Store>,
     syncer: Arc<Syncer>,
+    /// Cancelled when the store has failed and the process has to end.
+    failed: CancellationToken,
 }
 
 /// A node that belongs to a cluster.
@@ -140,6 +145,7 @@ impl Node {
             config,
             store,
             syncer,
+            failed,
         } = disk;
         let me = founding.identity();
         let placement = Arc::new(Placement::from_state(&cluster)?);
@@ -149,6 +155,7 @@ impl Node {
         let vitals = Arc::new(Vitals::default());
         let wall = system_wall_clock();
         let disk_low = health.disk_low_handle();
+        let no_room = no_majority_has_room(&disk_low, &vitals, placement.nodes().len());
         let cluster_changed = keeper::cluster_keeper(Arc::clone(&store), placement_sender);
         let (outbox_signal, outbox_signals) = mpsc::unbounded_channel();
         let replicas = Arc::new(Replicas::new(Context {
@@ -160,7 +167,7 @@ impl Node {
             vitals: Arc::clone(&vitals),
             nodes: placement.nodes().len(),
             shards: placement.shards,
-            disk_low: Arc::clone(&disk_low),
+            disk_low: no_room,
             outbox: outbox_signal,
             cluster_changed: Arc::clone(&cluster_changed),
         }));
@@ -170,8 +177,8 @@ impl Node {
             Arc::clone(&wall),
         ));
         links.serve_here(Arc::clone(&service) as Arc<_>);
-        for local in founding.local_replicas()? {
-            open_replica(&replicas, &placement, &local).await?;
+        for local in local_replicas(&*store)? {
+            open_replica(&replicas, &placement, &*store, &local).await?;
         }
         let router = Arc::new(Router::new(
             Arc::clone(&peers),
@@ -200,6 +207,15 @@ impl Node {
             cluster_changed,
         };
         tokio::spawn(controller.run(shutdown.clone()));
+        let supervisor = Supervisor {
+            me,
+            store: Arc::clone(&store),
+            replicas: Arc::clone(&replicas),
+            router: Arc::clone(&router),
+            store_failed: failed.clone(),
+            renewing: Arc::default(),
+        };
+        tokio::spawn(supervisor.run(shutdown.clone()));
         let keeper = Keeper {
             config: Arc::clone(config),
             store,
@@ -246,6 +262,17 @@ impl Node {
     }
 }
 
+/// Whether new messages are refused: this node's disk is below its reserve, or those of so many others that no majority
+/// has room.
+fn no_majority_has_room(
+    here: &Arc<dyn Fn() -> bool + Send + Sync>,
+    vitals: &Arc<Vitals>,
+    nodes: usize,
+) -> Arc<dyn Fn() -> bool + Send + Sync> {
+    let (here, vitals) = (Arc::clone(here), Arc::clone(vitals));
+    Arc::new(move || here() || 2 * (nodes - vitals.nodes_without_room().min(nodes)) <= nodes)
+}
+
 fn open_links(
     config: &Config,
     me: NodeId,
@@ -274,6 +301,7 @@ fn open_links(
 async fn open_replica(
     replicas: &Arc<Replicas>,
     placement: &Placement,
+    store: &dyn Store,
     local: &LocalReplica,
 ) -> anyhow::Result<()> {
     if local.state() != ReplicaState::Active {
@@ -285,11 +313,22 @@ async fn open_replica(
     let members = members
         .contains_key(&ReplicaId(local.replica))
         .then_some(members);
-    replicas
-        .open(local, members)
-        .await
-        .with_context(|| format!("shard {shard} does not open"))?;
-    Ok(())
+    match replicas.open(local, members).await {
+        Ok(_) => Ok(()),
+        Err(error) => match error.damage() {
+            // The node goes on with its other replicas; the supervisor has this one renewed.
+            Some(reason) => {
+                tracing::error!(%shard, replica = local.replica, reason, "a replica is damaged; it does not start");
+                Ok(supervisor::mark_failed(
+                    store,
+                    shard,
+                    ReplicaId(local.replica),
+                    reason,
+                )?)
+            }
+            None => Err(error).with_context(|| format!("shard {shard} does not open")),
+        },
+    }
 }
 
 fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {

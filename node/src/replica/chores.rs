@@ -51,7 +51,7 @@ async fn expire(replica: &Replica) -> Result<(), Error> {
     for _ in 0..ROUNDS_MAX {
         let due = super::reader(&replica.view())
             .due_expiries(replica.clock.now_ms(), USERS_MAX)
-            .map_err(super::internal)?;
+            .map_err(|error| replica.read_failed(error))?;
         if due.is_empty() {
             break;
         }
@@ -61,23 +61,23 @@ async fn expire(replica: &Replica) -> Result<(), Error> {
     Ok(())
 }
 
+/// One step for each user that waits. Whom a full outbox holds up is met again in the next round; the others go on.
 async fn trim(replica: &Replica) -> Result<(), Error> {
+    let mut after = None;
     for _ in 0..ROUNDS_MAX {
         let users = super::reader(&replica.view())
-            .trims(None, USERS_MAX)
-            .map_err(super::internal)?;
-        if users.is_empty() {
+            .trims(after.as_ref(), USERS_MAX)
+            .map_err(|error| replica.read_failed(error))?;
+        let Some(last) = users.last().cloned() else {
             break;
-        }
+        };
         for user in users {
-            propose(
-                replica,
-                command::Command::Trim(Trim {
-                    user: user.to_string(),
-                }),
-            )
-            .await?;
+            let step = command::Command::Trim(Trim {
+                user: user.to_string(),
+            });
+            while more(&propose(replica, step.clone()).await?) {}
         }
+        after = Some(last);
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -81,6 +82,12 @@ impl Vitals {
         Some(-offsets[offsets.len() / 2])
     }
 
+    /// How many other nodes have said lately that their disks are nearly full.
+    #[must_use]
+    pub fn nodes_without_room(&self) -> usize {
+        self.fresh().filter(|reading| reading.disk_low).count()
+    }
+
     /// Whether a node has said lately that its disk has room.
     #[must_use]
     pub fn has_room(&self, node: NodeId) -> bool {
@@ -108,6 +115,7 @@ pub struct ShardClock {
     wall: WallClock,
     confirmed: Box<dyn Fn() -> bool + Send + Sync>,
     last: Mutex<Option<(u64, Instant)>>,
+    settled: AtomicBool,
 }
 
 impl ShardClock {
@@ -118,12 +126,23 @@ impl ShardClock {
             wall,
             confirmed: Box::new(confirmed),
             last: Mutex::new(None),
+            settled: AtomicBool::new(false),
         }
     }
 
     /// A new term of leadership begins from the time that the state has; 0 for a shard that never had one.
     pub fn begin(&self, state_time_ms: u64) {
         *self.last.lock() = Some((state_time_ms, Instant::now()));
+        self.settled.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether shard time has met the wall clock in this term. Before that, after a time without a leader or in a new
+    /// cluster, it may still jump, and what was accepted before the jump would expire with it.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        // Reading it is what makes it meet the wall clock.
+        let _ = self.now_ms();
+        self.settled.load(Ordering::Relaxed)
     }
 
     /// Shard time now, milliseconds since the Unix epoch.
@@ -141,6 +160,9 @@ impl ShardClock {
         } else {
             steady
         };
+        if follows {
+            self.settled.store(true, Ordering::Relaxed);
+        }
         *last = Some((now, Instant::now()));
         now
     }
@@ -148,7 +170,7 @@ impl ShardClock {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use super::*;
 
@@ -186,6 +208,23 @@ mod tests {
         wall.store(90_000_000, Ordering::Relaxed);
         confirmed.store(true, Ordering::Relaxed);
         assert_eq!(clock.now_ms(), 90_000_000, "a confirmed jump is");
+    }
+
+    /// A new cluster, or one that was down for long, accepts nothing under a time that is about to jump: it would expire
+    /// at once. Found by sends that were refused as too old because one shard's time had jumped and another's had not.
+    #[tokio::test(start_paused = true)]
+    async fn time_is_settled_once_it_has_met_the_wall_clock() {
+        let wall = Arc::new(AtomicU64::new(90_000_000));
+        let confirmed = Arc::new(AtomicBool::new(false));
+        let clock = clock(&wall, &confirmed);
+        clock.begin(0);
+        assert!(!clock.is_settled());
+        confirmed.store(true, Ordering::Relaxed);
+        assert!(clock.is_settled());
+        confirmed.store(false, Ordering::Relaxed);
+        assert!(clock.is_settled(), "for the rest of the term");
+        clock.begin(80_000_000);
+        assert!(!clock.is_settled(), "but not in the next");
     }
 
     #[tokio::test(start_paused = true)]

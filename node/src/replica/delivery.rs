@@ -41,6 +41,8 @@ pub struct Delivery {
     group: Arc<Group>,
     clock: Arc<ShardClock>,
     attachments_max: usize,
+    /// Where damage that a read meets is noted; the replica's supervisor looks.
+    damage: Arc<Mutex<Option<String>>>,
     table: Mutex<Table>,
     woken: Notify,
 }
@@ -88,6 +90,7 @@ impl Delivery {
         group: Arc<Group>,
         clock: Arc<ShardClock>,
         attachments_max: usize,
+        damage: Arc<Mutex<Option<String>>>,
         stop: CancellationToken,
     ) -> Arc<Self> {
         let delivery = Arc::new(Self {
@@ -95,6 +98,7 @@ impl Delivery {
             group,
             clock,
             attachments_max,
+            damage,
             table: Mutex::default(),
             woken: Notify::new(),
         });
@@ -103,13 +107,16 @@ impl Delivery {
         delivery
     }
 
-    /// A term of leadership begins: epochs given from now on are above all given before.
-    pub fn begin_term(&self, term: u64, replica: ReplicaId) {
-        self.table.lock().epoch = Epoch {
-            term,
-            replica: replica.0,
-            counter: 0,
-        };
+    /// Epochs given from now on are of this term of leadership, above all given before.
+    pub fn in_term(&self, term: u64, replica: ReplicaId) {
+        let mut table = self.table.lock();
+        if (table.epoch.term, table.epoch.replica) != (term, replica.0) {
+            table.epoch = Epoch {
+                term,
+                replica: replica.0,
+                counter: 0,
+            };
+        }
     }
 
     /// Registers an attachment or watch. The caller has checked leadership, device and cursor by a confirmed read;
@@ -285,8 +292,9 @@ impl Delivery {
             // One user at a time, so that the table is never locked for long.
             while let Some(user) = self.next_woken() {
                 if let Err(error) = self.pump(&user) {
-                    // The replica's own reads meet the same damage and stop it; attachments go with it.
+                    // Sessions go on asking, and find the shard's next leader once this replica has stopped.
                     tracing::error!(shard = %self.shard, %error, "cannot read a queue for delivery");
+                    self.damage.lock().get_or_insert_with(|| error.to_string());
                     self.end_all(None);
                 }
                 tokio::task::yield_now().await;

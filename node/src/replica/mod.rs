@@ -15,6 +15,7 @@ mod replicas;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use roost_proto::peer::{
     AttachRequest, AttachResponse, Authenticate, Authenticated, DeviceSummary, ShardResponse,
     UserList, UserSummary, shard_request, shard_response,
@@ -63,6 +64,7 @@ pub struct Replica {
     /// Entries wait for deletion; chores look.
     trims: Notify,
     disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
+    damage: Arc<Mutex<Option<String>>>,
     stop: CancellationToken,
 }
 
@@ -100,6 +102,7 @@ impl Replica {
             parts.bounds,
             stop.clone(),
         );
+        let damage = Arc::new(Mutex::new(None));
         let replica = Arc::new(Self {
             shard: parts.shard,
             id,
@@ -110,12 +113,14 @@ impl Replica {
                 Arc::clone(&group),
                 Arc::clone(&parts.clock),
                 parts.attachments_max,
+                Arc::clone(&damage),
                 stop.clone(),
             ),
             group,
             clock: parts.clock,
             outbox: parts.outbox,
             trims: Notify::new(),
+            damage,
             disk_low: parts.disk_low,
             stop,
         });
@@ -188,7 +193,8 @@ impl Replica {
                 self.barrier.confirm().await?;
                 let view = self.view();
                 let key = Key::Cluster(view.home());
-                let cluster = value::get(view.store().as_ref(), &key).map_err(internal)?;
+                let cluster = value::get(view.store().as_ref(), &key)
+                    .map_err(|error| self.read_failed(error))?;
                 // Not recorded yet: the meta shard's first command is on its way.
                 shard_response::Response::Cluster(cluster.ok_or(Error::Unknown)?)
             }
@@ -203,8 +209,12 @@ impl Replica {
     /// # Errors
     /// [`Error::DiskLow`] for new messages below the disk reserve; see [`Error`].
     pub async fn propose(&self, command: Command) -> Result<roost_proto::storage::Outcome, Error> {
-        if matches!(command.command, Some(command::Command::Send(_))) && (self.disk_low)() {
+        let sends = matches!(command.command, Some(command::Command::Send(_)));
+        if sends && (self.disk_low)() {
             return Err(Error::DiskLow);
+        }
+        if sends {
+            self.wait_for_time()?;
         }
         self.proposer.propose(command).await
     }
@@ -226,7 +236,7 @@ impl Replica {
             UserId::parse(&request.user).map_err(|error| Error::Internal(error.to_string()))?;
         let row = reader(&self.view())
             .user(user.as_str())
-            .map_err(internal)?
+            .map_err(|error| self.read_failed(error))?
             .filter(|row| !row.removed);
         let device = row
             .as_ref()
@@ -291,6 +301,20 @@ impl Replica {
         }
     }
 
+    /// Notes what a read outside apply met. Damage takes the replica out of service: its supervisor looks.
+    pub(crate) fn read_failed(&self, error: crate::storage::Error) -> Error {
+        if matches!(error, crate::storage::Error::Corrupt { .. }) {
+            self.damage.lock().get_or_insert_with(|| error.to_string());
+        }
+        Error::Internal(error.to_string())
+    }
+
+    /// Damage that a read has met.
+    #[must_use]
+    pub fn damage(&self) -> Option<String> {
+        self.damage.lock().clone()
+    }
+
     /// Ends the replica's tasks and its group, attachments first.
     pub async fn stop(&self) {
         self.delivery.end_all(None);
@@ -298,11 +322,20 @@ impl Replica {
         self.group.shutdown().await;
     }
 
+    /// Until shard time has met the wall clock, a leader is none for whatever depends on the time: the router tries again.
+    fn wait_for_time(&self) -> Result<(), Error> {
+        let settled = self.clock.is_settled();
+        settled
+            .then_some(())
+            .ok_or(Error::NotLeader { leader: None })
+    }
+
     async fn authenticate(&self, request: &Authenticate) -> Result<Authenticated, Error> {
         self.barrier.confirm().await?;
+        self.wait_for_time()?;
         let row = reader(&self.view())
             .user(&request.user)
-            .map_err(internal)?
+            .map_err(|error| self.read_failed(error))?
             .filter(|row| !row.removed);
         let device = row
             .as_ref()
@@ -333,7 +366,7 @@ impl Replica {
         let after = UserId::parse(after).ok();
         let page = reader(&self.view())
             .list_users(after.as_ref(), limit)
-            .map_err(internal)?;
+            .map_err(|error| self.read_failed(error))?;
         let more = page.len() == limit;
         let last = page
             .last()
@@ -406,7 +439,7 @@ impl Replica {
                 tracing::error!(shard = %self.shard, %error, "a new leader cannot read its state")
             }
         }
-        self.delivery.begin_term(term, self.id);
+        self.delivery.in_term(term, self.id);
         self.trims.notify_one();
         tracing::info!(shard = %self.shard, term, "leads");
     }
@@ -431,10 +464,6 @@ fn refusal(code: Code, message: &str) -> v1::Error {
         message: message.to_owned(),
         ..v1::Error::default()
     }
-}
-
-fn internal(error: crate::storage::Error) -> Error {
-    Error::Internal(error.to_string())
 }
 
 impl From<crate::raft::ReadError> for Error {

@@ -215,7 +215,11 @@ impl Replicas {
     /// What every replica is and how far it has come, for the operator.
     #[must_use]
     pub fn status(&self) -> Vec<ReplicaStatus> {
-        self.all().iter().map(|replica| status(replica)).collect()
+        let wall_ms = (self.context.wall)();
+        self.all()
+            .iter()
+            .map(|replica| status(replica, wall_ms))
+            .collect()
     }
 
     /// Whether every replica here follows a leader, or leads, and has applied nearly all that it knows of.
@@ -364,6 +368,17 @@ pub enum OpenError {
     Founding(#[from] crate::raft::FoundError),
 }
 
+impl OpenError {
+    /// Set when the replica is damaged: it has to be renewed, and the node goes on without it.
+    #[must_use]
+    pub fn damage(&self) -> Option<String> {
+        match self {
+            Self::Storage(error @ crate::storage::Error::Corrupt { .. }) => Some(error.to_string()),
+            Self::Storage(_) | Self::Founding(_) => None,
+        }
+    }
+}
+
 fn timing(raft: &crate::config::Raft) -> Timing {
     Timing {
         heartbeat: Duration::from_millis(raft.heartbeat_ms),
@@ -374,7 +389,7 @@ fn timing(raft: &crate::config::Raft) -> Timing {
     }
 }
 
-fn status(replica: &Replica) -> ReplicaStatus {
+fn status(replica: &Replica, wall_ms: u64) -> ReplicaStatus {
     let state = replica.group().state();
     let state = state.borrow();
     let view = replica.view();
@@ -393,7 +408,7 @@ fn status(replica: &Replica) -> ReplicaStatus {
             .oldest_accepted_ms()
             .ok()
             .flatten()
-            .unwrap_or_default(),
+            .map_or(0, |oldest| wall_ms.saturating_sub(oldest)),
         leader: state.role == Role::Leader,
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::metrics;
 use crate::peer::{self, Attachment, Lane, Peers};
+use crate::raft::{Role, State};
 use crate::replica::{self, Replicas};
 use crate::types::{NodeId, ShardId};
 use placement::Placement;
@@ -240,15 +241,20 @@ impl Router {
         let replica = self.replicas.get(shard)?;
         let state = replica.group().state();
         let state = state.borrow();
-        state.leader.map(|(_, node)| node)
+        // A replica that has stopped remembers the last leader for ever.
+        let knows = state.role != Role::Stopped;
+        state.leader.filter(|_| knows).map(|(_, node)| node)
     }
 
     /// Returns when a replica here learns that somebody else leads; never, without a replica here.
     async fn leader_moved_from(&self, shard: ShardId, node: NodeId) {
         if let Some(replica) = self.replicas.get(shard) {
             let mut states = replica.group().state();
-            let moved =
-                states.wait_for(|state| state.leader.is_some_and(|(_, leader)| leader != node));
+            let elsewhere = |state: &State| {
+                state.role != Role::Stopped
+                    && state.leader.is_some_and(|(_, leader)| leader != node)
+            };
+            let moved = states.wait_for(elsewhere);
             if moved.await.is_ok() {
                 return;
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use roost_proto::storage::{ClusterState, NodeRecord};
+use roost_proto::storage::{ClusterState, NodeRecord, Renewal};
 
 use crate::types::{Invalid, NodeId, ReplicaId, ShardId};
 
@@ -19,6 +19,7 @@ pub struct Placement {
     pub admin_token_hash: Vec<u8>,
     replicas: BTreeMap<ShardId, Vec<(ReplicaId, NodeId)>>,
     nodes: BTreeMap<NodeId, NodeRecord>,
+    renewals: Vec<Renewal>,
 }
 
 impl Placement {
@@ -49,6 +50,7 @@ impl Placement {
             admin_token_hash: plan.admin_token_hash.to_vec(),
             replicas,
             nodes,
+            renewals: state.renewals.clone(),
         })
     }
 
@@ -62,6 +64,12 @@ impl Placement {
     #[must_use]
     pub fn nodes(&self) -> &BTreeMap<NodeId, NodeRecord> {
         &self.nodes
+    }
+
+    /// Replicas that are being replaced on their own nodes.
+    #[must_use]
+    pub fn renewals(&self) -> &[Renewal] {
+        &self.renewals
     }
 
     /// Every shard, the meta shard last.
