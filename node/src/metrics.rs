@@ -97,8 +97,6 @@ metrics! {
         "Entries handed to clients and not acknowledged, each session bounded by session.window_entries."
     Gauge WINDOW_BYTES = "roost_session_window_bytes", Bytes;
         "Bytes handed to clients and not acknowledged, each session bounded by session.window_bytes."
-    Gauge OUTGOING_FRAMES = "roost_session_outgoing_frames", Count;
-        "Frames that wait for clients to read, each session bounded by session.outgoing_frames_max."
     Counter REFUSED_SENDS = "roost_session_refused_sends_total", Count, by "code";
         "Sends refused, by code, retryable refusals among them."
 
@@ -111,10 +109,8 @@ metrics! {
         "Age of the oldest entry of a shard; 0 without any."
     Gauge OUTBOX_ROWS = "roost_shard_outbox_rows", Count, by "shard";
         "Outbox rows of a shard, each destination bounded by queue.outbox_rows_max."
-    Gauge SENDER_IDS = "roost_shard_fullest_sender_ids", Count, by "shard";
-        "Ids remembered for the sender device that has most of them, bounded by queue.sender_ids_max."
     Counter EXPIRED_ENTRIES = "roost_shard_expired_entries_total", Count;
-        "Entries whose time to live ran out before every device had them."
+        "Entries whose time to live ran out before any device had them, as told to their senders."
     Counter RECEIPTS = "roost_shard_receipts_total", Count, by "status";
         "Receipts written for senders, by status."
 
@@ -147,16 +143,10 @@ metrics! {
         "This node's part in a shard: 0 none or failed, 1 learner, 2 follower, 3 candidate, 4 leader."
     Gauge RAFT_TERM = "roost_raft_current_term", Count, by "shard";
         "The shard's term as this node knows it."
+    Counter SNAPSHOTS = "roost_raft_installed_snapshots_total", Count;
+        "Snapshots that replicas of this node installed because the log no longer reached them."
     Gauge RAFT_LAG = "roost_raft_lag_entries", Count, by "shard";
-        "Log entries known to be committed that this replica has not applied."
-    Counter ELECTIONS = "roost_raft_elections_total", Count;
-        "Elections that this node's replicas stood for."
-    Gauge LOG_BYTES = "roost_raft_log_bytes", Bytes;
-        "Bytes of log of all replicas of this node, bounded by raft.log_bytes_max."
-    Gauge LOG_CACHE_BYTES = "roost_raft_log_cache_bytes", Bytes;
-        "Bytes of recent entries in memory, bounded by raft.log_cache_bytes_max."
-    Counter SNAPSHOTS = "roost_raft_snapshots_total", Count, by "outcome";
-        "Snapshots, by what became of them: sent, installed, failed."
+        "Log entries that this replica has and has not applied."
 
     // Storage.
     Histogram SYNC_LATENCY = "roost_storage_sync_latency_seconds", Seconds, in LATENCY_SECONDS;
@@ -361,10 +351,6 @@ pub fn set_bounds(config: &Config) {
             config.replica.attachments_max as f64,
         ),
         ("raft.log_bytes_max", config.raft.log_bytes_max as f64),
-        (
-            "raft.log_cache_bytes_max",
-            config.raft.log_cache_bytes_max as f64,
-        ),
         ("peer.open_calls_max", config.peer.open_calls_max as f64),
     ] {
         BOUND.of(bound).set(limit);

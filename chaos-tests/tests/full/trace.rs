@@ -63,17 +63,21 @@ async fn trace(env: &[(&str, &str)]) -> Result<rules::Seen> {
     let traces = tempfile::tempdir()?;
     let file = |k: u16| traces.path().join(format!("node-{k}.strace"));
     let mut lab = Lab::prepare(setup, |config| {
-        (1..=3).fold(config, |config: Config, k| {
-            let overrides = Overrides {
-                prefix: strace(file(k)),
-                env: env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
-                ..Overrides::default()
-            };
-            config.node(k, overrides)
-        })
-        // A traced node is slow.
-        .ready_timeout(LIMIT)
-        .toml("[raft]\nheartbeat_ms = 300\nelection_min_ms = 1200\nelection_max_ms = 1800\nleaderless_ms = 4000\n")
+        (1..=3)
+            .fold(config, |config: Config, k| {
+                let overrides = Overrides {
+                    prefix: strace(file(k)),
+                    env: env
+                        .iter()
+                        .map(|(name, value)| (name.into(), value.into()))
+                        .collect(),
+                    ..Overrides::default()
+                };
+                config.node(k, overrides)
+            })
+            // A traced node is slow.
+            .ready_timeout(LIMIT)
+            .toml("[raft]\nheartbeat_ms = 300\nelection_min_ms = 1200\nelection_max_ms = 1800\n")
     })?;
     lab.cluster.start_all()?;
     lab.cluster.wait_ready().await?;

@@ -132,23 +132,15 @@ section! {
         election_min_ms: u64 = 200, within 30..=60_000;
         /// Longest silence after which a follower stands for election.
         election_max_ms: u64 = 300, within 31..=120_000;
-        /// How long a shard may be without a leader until a watchdog elects after a freshly drawn delay.
-        leaderless_ms: u64 = SECOND, within 100..=120_000;
         /// Log entries older than this are purged, even when a follower still needs them; it then takes a snapshot.
         /// At most half of `storage.reclaim_ms`, which it is part of.
         log_age_max_ms: u64 = 20 * MINUTE, within SECOND..=DAY;
         /// Bytes of log of all replicas of the node together; beyond it the longest logs are purged first.
         log_bytes_max: u64 = 512 * MIB, within MIB..=1024 * GIB;
-        /// Bytes of recent entries of all replicas kept in memory for followers; beyond it they are read from disk.
-        log_cache_bytes_max: u64 = 32 * MIB, within MIB..=64 * GIB;
         /// Commands in one proposal. What waits beyond it goes into the next.
         batch_entries_max: usize = 256, within 1..=65_536;
         /// Bytes in one proposal, unless a single command is larger.
         batch_bytes_max: u64 = MIB, within KIB..=8 * MIB;
-        /// Bytes of one chunk of a snapshot.
-        snapshot_chunk_bytes: u64 = MIB, within 4 * KIB..=4 * MIB;
-        /// Bytes of snapshots that the node sends in a second, to all followers together, so that messages go on.
-        snapshot_bytes_per_second: u64 = 64 * MIB, within 64 * KIB..=16 * GIB;
         /// A snapshot still under way after this is given up and begun anew, because it pins deleted rows on disk.
         snapshot_life_max_ms: u64 = 10 * MINUTE, within SECOND..=DAY;
     }

@@ -31,6 +31,7 @@ pub use proposer::Bounds;
 pub use replicas::{Context, Replicas};
 
 use crate::auth;
+use crate::metrics;
 use crate::raft::{Group, Role, View};
 use crate::shard::{Effects, read::Reader};
 use crate::storage::keys::Key;
@@ -284,9 +285,6 @@ impl Replica {
         if !effects.woken.is_empty() {
             self.delivery.wake(effects.woken);
         }
-        if !effects.receipts.is_empty() {
-            self.delivery.receipts(effects.receipts);
-        }
         for (user, device) in effects.removed {
             self.delivery.remove_device(&user, device);
         }
@@ -294,10 +292,14 @@ impl Replica {
             self.trims.notify_one();
         }
         if self.group.state().borrow().role == Role::Leader {
+            count_receipts(&effects.receipts);
             for destination in effects.outbox {
                 // The pump ends only with the node.
                 let _ = self.outbox.send((self.shard, destination));
             }
+        }
+        if !effects.receipts.is_empty() {
+            self.delivery.receipts(effects.receipts);
         }
     }
 
@@ -442,6 +444,19 @@ impl Replica {
         self.delivery.in_term(term, self.id);
         self.trims.notify_one();
         tracing::info!(shard = %self.shard, term, "leads");
+    }
+}
+
+fn count_receipts(receipts: &[(UserId, v1::Receipt)]) {
+    for (_, receipt) in receipts {
+        metrics::RECEIPTS
+            .of(receipt.status().as_str_name())
+            .increment(1);
+        let expired = receipt
+            .expired
+            .iter()
+            .map(|range| range.last - range.first + 1);
+        metrics::EXPIRED_ENTRIES.handle().increment(expired.sum());
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message as _;
 use roost_proto::storage::{Batch, Command, Limits, Outcome, command};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -225,11 +226,9 @@ impl Task {
             limits: Some(self.limits),
             commands,
         };
-        let proposed = tokio::time::timeout(
-            self.bounds.timeout,
-            self.group.propose(batch.encode_to_vec().into()),
-        )
-        .await;
+        let batch = Bytes::from(batch.encode_to_vec());
+        metrics::BATCH_BYTES.handle().record(batch.len() as f64);
+        let proposed = tokio::time::timeout(self.bounds.timeout, self.group.propose(batch)).await;
         match proposed {
             Ok(Ok(outcomes)) => Ok(outcomes),
             Ok(Err(ProposeError::NotLeader { hint })) => Err(Error::NotLeader { leader: hint }),

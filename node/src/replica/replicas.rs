@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use roost_proto::peer::{
     AttachRequest, AttachResponse, Detach, Grant, RaftRequest, RaftResponse, ReplicaStatus,
     ShardResponse, shard_request,
@@ -51,6 +51,8 @@ pub struct Context {
 pub struct Replicas {
     context: Context,
     by_shard: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
+    /// The state generation last seen of each replica: a rise is an installed snapshot.
+    generations: Mutex<BTreeMap<ReplicaId, u32>>,
 }
 
 impl Replicas {
@@ -60,6 +62,7 @@ impl Replicas {
         Self {
             context,
             by_shard: RwLock::default(),
+            generations: Mutex::default(),
         }
     }
 
@@ -266,6 +269,12 @@ impl Replicas {
                 .unwrap_or_default()
                 .saturating_sub(state.last_applied.unwrap_or_default());
             metrics::RAFT_ROLE.of(shard).set(role_code(state.role));
+            let seen = self
+                .generations
+                .lock()
+                .insert(replica.id(), state.generation);
+            let installed = seen.map_or(0, |seen| state.generation.saturating_sub(seen));
+            metrics::SNAPSHOTS.handle().increment(u64::from(installed));
             metrics::RAFT_TERM.of(shard).set(state.term as f64);
             metrics::RAFT_LAG.of(shard).set(lag as f64);
             let view = replica.view();

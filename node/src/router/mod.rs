@@ -189,12 +189,13 @@ impl Router {
     {
         let deadline = Instant::now() + within;
         let mut back_off = BACK_OFF_MIN;
+        let mut told = None;
         for tries in 0usize.. {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            let Some(node) = self.candidate(shard, tries) else {
+            let Some(node) = told.take().or_else(|| self.candidate(shard, tries)) else {
                 break;
             };
             let limit = left.min(ATTEMPT_MAX);
@@ -206,7 +207,7 @@ impl Router {
                 Verdict::Answer(response) => return Ok(response),
                 Verdict::GiveUp(error) => return Err(error),
                 Verdict::TryAt(leader) => {
-                    self.leaders.lock().insert(shard, leader);
+                    told = Some(leader);
                     // The hint may be older than our own knowledge: two nodes could name each other for ever.
                     if tries % 2 == 0 {
                         continue;
@@ -250,8 +251,11 @@ impl Router {
     async fn leader_moved_from(&self, shard: ShardId, node: NodeId) {
         if let Some(replica) = self.replicas.get(shard) {
             let mut states = replica.group().state();
+            // What the replica believed before is no news: it may be behind whoever named this node.
+            let before = states.borrow().leader;
             let elsewhere = |state: &State| {
                 state.role != Role::Stopped
+                    && state.leader != before
                     && state.leader.is_some_and(|(_, leader)| leader != node)
             };
             let moved = states.wait_for(elsewhere);
