@@ -1,0 +1,253 @@
+//! A device that receives: in turns of being online and away, with and without the cursor it kept, until it has and has
+//! acknowledged everything that was accepted for its user.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::Rng as _;
+use rand::rngs::StdRng;
+use roost_chaos_tests::history::{ClientRun, Device, Digest, Event, Place};
+use roost_proto::v1::{
+    Ack, AckAnswer, Attach, Code, Cursor, Entries, Hello, ReadAnswer, ReadMark, client_frame,
+    server_frame,
+};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::client::{self, Account, Line, place};
+use super::cluster::NODES;
+use super::stage::Stage;
+
+/// Sessions of one client, at most.
+const SESSIONS_MAX: usize = 3;
+
+/// Receives until the device has everything.
+pub(super) async fn run(stage: &Stage, account: &Account, number: u64) {
+    let mut listener = Listener {
+        chance: stage.chance(2, number),
+        stage,
+        account,
+        kept: None,
+        seen: BTreeSet::new(),
+    };
+    while !listener.has_all() {
+        if stage.is_over() {
+            stage.complain(format!("{} has not got everything", account.device));
+            break;
+        }
+        listener.client().await;
+        let away = Duration::from_millis(listener.chance.random_range(0..3_000));
+        sleep(away).await;
+    }
+    listener.acknowledge_all().await;
+    stage.recorder.record(Event::Drained {
+        device: account.device.clone(),
+    });
+}
+
+struct Listener<'a> {
+    stage: &'a Stage,
+    account: &'a Account,
+    chance: StdRng,
+    /// Everything up to here is the device's, whichever of its clients got it.
+    kept: Option<Cursor>,
+    seen: BTreeSet<Place>,
+}
+
+/// One run of the client.
+struct Run {
+    client: ClientRun,
+    cursor: Option<Cursor>,
+    /// Read marks follow acknowledgements that are committed.
+    last_from: Option<String>,
+}
+
+impl Listener<'_> {
+    fn has_all(&self) -> bool {
+        let accepted = self.stage.recorder.accepted_for(&self.account.device.user);
+        self.stage.senders_left.get() == 0 && accepted.is_subset(&self.seen)
+    }
+
+    async fn client(&mut self) {
+        let cursor = self.kept.filter(|_| self.chance.random_bool(0.6));
+        let mut run = self.start(cursor);
+        for _ in 0..self.chance.random_range(1..=SESSIONS_MAX) {
+            let length = Duration::from_millis(self.chance.random_range(200..6_000));
+            self.session(&mut run, Instant::now() + length).await;
+        }
+    }
+
+    fn start(&mut self, cursor: Option<Cursor>) -> Run {
+        let device = &self.account.device;
+        Run {
+            client: self.stage.recorder.start_client(device, cursor.map(place)),
+            cursor,
+            last_from: None,
+        }
+    }
+
+    async fn connect(&mut self, run: &Run) -> Option<Line> {
+        // A cursor in hello acknowledges.
+        if let Some(cursor) = run.cursor {
+            self.stage.recorder.record(Event::AckCalled {
+                client: run.client,
+                cursor: place(cursor),
+            });
+        }
+        let hello = Hello {
+            attach: Some(Attach {
+                cursor: run.cursor,
+                window_entries: self.chance.random_range(0..=8),
+                window_bytes: 0,
+            }),
+            ..Hello::default()
+        };
+        let node = self.chance.random_range(0..NODES);
+        let connected = client::connect(self.stage, node, self.account, hello).await;
+        let Some((line, _)) = connected else {
+            sleep(Duration::from_millis(self.chance.random_range(20..300))).await;
+            return None;
+        };
+        if let Some(cursor) = run.cursor {
+            self.committed(run, cursor);
+        }
+        Some(line)
+    }
+
+    async fn session(&mut self, run: &mut Run, until: Instant) {
+        let Some(mut line) = self.connect(run).await else {
+            return;
+        };
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = line.next() => frame,
+                () = sleep_until(until) => return,
+            };
+            match frame {
+                Some(server_frame::Frame::Entries(entries)) => self.on_entries(run, &line, entries),
+                Some(server_frame::Frame::Ack(answer)) => self.on_ack(run, &line, &answer),
+                Some(server_frame::Frame::Read(answer)) => self.on_read(run, &answer),
+                Some(server_frame::Frame::Receipts(_)) => {}
+                Some(server_frame::Frame::Goodbye(goodbye)) => {
+                    let error = goodbye.error.unwrap_or_default();
+                    if !error.retryable && error.code() != Code::Displaced {
+                        self.complain(&error);
+                    }
+                    return;
+                }
+                Some(other) => return self.complain(&other),
+                None => return,
+            }
+        }
+    }
+
+    fn on_entries(&mut self, run: &mut Run, line: &Line, entries: Entries) {
+        if !entries.skipped.is_empty() {
+            // Nothing expires here.
+            self.complain(&entries.skipped);
+        }
+        for entry in entries.entries {
+            let at = Cursor {
+                incarnation: entries.incarnation,
+                seq: entry.seq,
+            };
+            // At least once on the wire; a client that keeps its cursor takes each once.
+            if run.cursor.is_some_and(|cursor| place(at) <= place(cursor)) {
+                continue;
+            }
+            let envelope = entry.envelope.expect("an entry has an envelope");
+            self.stage.recorder.record(Event::Delivered {
+                client: run.client,
+                place: place(at),
+                from: Device {
+                    user: envelope.from.clone(),
+                    device: envelope.device,
+                },
+                id: envelope.id,
+                body: Digest::of(&envelope.body),
+            });
+            run.cursor = Some(at);
+            run.last_from = Some(envelope.from);
+            self.seen.insert(place(at));
+            if self.kept.map(place) < Some(place(at)) {
+                self.kept = Some(at);
+            }
+        }
+        if let Some(cursor) = run.cursor
+            && self.chance.random_bool(0.7)
+        {
+            self.stage.recorder.record(Event::AckCalled {
+                client: run.client,
+                cursor: place(cursor),
+            });
+            let ack = Ack {
+                cursor: Some(cursor),
+            };
+            line.say(client_frame::Frame::Ack(ack));
+        }
+    }
+
+    fn on_ack(&mut self, run: &Run, line: &Line, answer: &AckAnswer) {
+        let cursor = match (&answer.error, answer.cursor) {
+            (None, Some(cursor)) => cursor,
+            (Some(error), _) if error.retryable => return,
+            _ => return self.complain(answer),
+        };
+        self.committed(run, cursor);
+        let (Some(from), true) = (&run.last_from, self.chance.random_bool(0.3)) else {
+            return;
+        };
+        self.stage.recorder.record(Event::ReadCalled {
+            client: run.client,
+            from: from.clone(),
+            cursor: place(cursor),
+        });
+        line.say(client_frame::Frame::Read(ReadMark {
+            from: from.clone(),
+            up_to: Some(cursor),
+        }));
+    }
+
+    fn on_read(&mut self, run: &Run, answer: &ReadAnswer) {
+        match &answer.error {
+            Some(error) if error.retryable => {}
+            Some(_) => self.complain(answer),
+            None => self.stage.recorder.record(Event::ReadCommitted {
+                client: run.client,
+                from: answer.from.clone(),
+                cursor: place(answer.up_to.unwrap_or_default()),
+            }),
+        }
+    }
+
+    /// Nothing that a server may say to a listener here.
+    fn complain(&self, of: &impl std::fmt::Debug) {
+        self.stage
+            .complain(format!("{} was told {of:?}", self.account.device));
+    }
+
+    fn committed(&self, run: &Run, cursor: Cursor) {
+        self.stage.recorder.record(Event::AckCommitted {
+            client: run.client,
+            cursor: place(cursor),
+        });
+    }
+
+    /// Comes back with the kept cursor until that is committed.
+    async fn acknowledge_all(&mut self) {
+        let run = self.start(self.kept);
+        while !self.stage.is_over() {
+            if let Some(mut line) = self.connect(&run).await {
+                // Whatever more came would be a message twice, which the checker has to see.
+                let more = timeout(Duration::from_secs(1), line.next()).await;
+                if let Ok(Some(server_frame::Frame::Entries(entries))) = more {
+                    let mut run = run;
+                    self.on_entries(&mut run, &line, entries);
+                }
+                return;
+            }
+        }
+        self.stage
+            .complain(format!("{} could not acknowledge", self.account.device));
+    }
+}
