@@ -21,9 +21,7 @@ use roost::storage::memory::MemoryStore;
 use roost::storage::syncer::Syncer;
 use roost::storage::{Batch, Column, Read as _, Store, value};
 use roost::types::{NodeId, ReplicaId, ShardId};
-use roost_proto::storage::{
-    ClusterState, Found, LocalReplica, NodeRecord, Plan, ReplicaState, command,
-};
+use roost_proto::storage::{ClusterState, LocalReplica, NodeRecord, Plan, ReplicaState};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -103,16 +101,6 @@ impl Cluster {
         for number in 0..NODES {
             cluster.power_on(number).await;
         }
-        let found = Found {
-            plan: Some(cluster.plan.clone()),
-        };
-        let router = cluster.router(0).expect("it was just started");
-        let founded = router.propose(
-            ShardId::META,
-            command::Command::Found(found),
-            Duration::from_secs(60),
-        );
-        founded.await.expect("all nodes are up");
         cluster
     }
 
@@ -264,6 +252,7 @@ impl Cluster {
         ));
         let controller = Controller {
             me: id,
+            plan: self.plan.clone(),
             peers,
             replicas: Arc::clone(&replicas),
             router: Arc::clone(&router),
