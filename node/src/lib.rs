@@ -29,3 +29,6 @@ pub mod edge;
 
 pub mod cli;
 pub mod node;
+
+#[cfg(test)]
+mod testing;

@@ -504,3 +504,7 @@ fn refusal(code: Code, message: &str, retryable: bool) -> v1::Error {
         ..v1::Error::default()
     }
 }
+
+#[cfg(test)]
+#[path = "delivery_tests.rs"]
+mod tests;

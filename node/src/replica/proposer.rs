@@ -260,3 +260,7 @@ fn answer(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "proposer_tests.rs"]
+mod tests;

@@ -5,6 +5,8 @@
 
 pub mod outbox;
 pub mod placement;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -210,3 +210,7 @@ fn error_of(outcome: Result<Outcome, router::Error>) -> Error {
         Err(error) => refusal::from_router(&error),
     }
 }
+
+#[cfg(test)]
+#[path = "acks_tests.rs"]
+mod tests;

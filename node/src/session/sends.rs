@@ -235,3 +235,7 @@ fn measure(answer: &SendAnswer, since: Instant) {
             .increment(1),
     }
 }
+
+#[cfg(test)]
+#[path = "sends_tests.rs"]
+mod tests;

@@ -1,0 +1,242 @@
+#![allow(clippy::unwrap_used)]
+
+use roost_proto::storage::{Inbound, InboundItem, OutboxItem, command};
+use roost_proto::v1::{Cursor, Status};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::testing::{SHARD, add, leader, messages, noon, propose};
+
+/// A shard with Alice and Bob, who has five messages.
+async fn delivery() -> (Arc<Group>, Arc<Delivery>) {
+    let group = leader().await;
+    let commands = vec![add("alice"), add("bob"), messages("bob", 1..=5)];
+    propose(&group, commands).await;
+    let delivery = Delivery::start(
+        SHARD,
+        Arc::clone(&group),
+        noon(),
+        3,
+        Arc::default(),
+        CancellationToken::new(),
+    );
+    delivery.in_term(1, ReplicaId(1));
+    (group, delivery)
+}
+
+fn user(name: &str) -> UserId {
+    UserId::parse(name).unwrap()
+}
+
+/// A session's side of an attachment.
+struct Side(mpsc::UnboundedReceiver<Push>);
+
+impl Side {
+    async fn next(&mut self) -> push::Push {
+        self.0.recv().await.unwrap().push.unwrap()
+    }
+
+    /// The seqs of the next push.
+    async fn seqs(&mut self) -> Vec<u64> {
+        match self.next().await {
+            push::Push::Entries(entries) => entries.entries.iter().map(|e| e.seq).collect(),
+            other => panic!("not entries: {other:?}"),
+        }
+    }
+
+    /// Nothing more comes, however long one waits.
+    async fn is_silent(&mut self) -> bool {
+        tokio::time::timeout(std::time::Duration::from_secs(60), self.0.recv())
+            .await
+            .is_err()
+    }
+
+    async fn ended(&mut self) -> Option<Code> {
+        match self.next().await {
+            push::Push::Ended(ended) => ended.error.map(|error| error.code()),
+            other => panic!("not the end: {other:?}"),
+        }
+    }
+}
+
+/// Attaches as that link's only attachment; without a cursor it is a watch.
+fn attach(
+    delivery: &Delivery,
+    name: &str,
+    link: u64,
+    request: AttachRequest,
+) -> (Result<Epoch, Code>, Side) {
+    let (pushes, side) = mpsc::unbounded_channel();
+    let request = AttachRequest {
+        attachment: 1,
+        device: 1,
+        receipts: true,
+        ..request
+    };
+    let target = Target {
+        link: LinkId(link),
+        pushes,
+    };
+    let attached = delivery.attach(user(name), &request, 0, target);
+    (attached.map_err(|error| error.code()), Side(side))
+}
+
+/// A queue from its beginning, with a window.
+fn queue(entries: u32, bytes: u64) -> AttachRequest {
+    AttachRequest {
+        cursor: Some(Cursor {
+            incarnation: 1,
+            seq: 0,
+        }),
+        window_entries: entries,
+        window_bytes: bytes,
+        ..AttachRequest::default()
+    }
+}
+
+fn again(epoch: Epoch) -> AttachRequest {
+    AttachRequest {
+        epoch: Some(epoch),
+        ..queue(0, 0)
+    }
+}
+
+fn delivered(peer: &str, up_to_seq: u64) -> Receipt {
+    Receipt {
+        peer: peer.to_owned(),
+        status: Status::Delivered.into(),
+        incarnation: 1,
+        up_to_seq,
+        ..Receipt::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushes_stop_at_the_window_and_go_on_with_a_grant() {
+    let (_group, delivery) = delivery().await;
+    let (attached, mut side) = attach(&delivery, "bob", 7, queue(2, 1_000));
+    attached.unwrap();
+    assert_eq!(side.seqs().await, [1, 2]);
+    assert!(side.is_silent().await);
+    let grant = |entries, bytes| Grant {
+        attachment: 1,
+        entries,
+        bytes,
+        shard: SHARD.0,
+    };
+    delivery.grant(LinkId(8), &grant(9, 9));
+    assert!(side.is_silent().await, "a grant for somebody else");
+    delivery.grant(LinkId(7), &grant(1, 10));
+    assert_eq!(side.seqs().await, [3]);
+    assert!(side.is_silent().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_count_in_the_window_and_one_entry_always_goes() {
+    let (_group, delivery) = delivery().await;
+    let (_, mut side) = attach(&delivery, "bob", 7, queue(100, 1));
+    assert_eq!(side.seqs().await, [1], "larger than the window");
+    assert!(side.is_silent().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_grows_wakes_whoever_is_attached() {
+    let (group, delivery) = delivery().await;
+    let (_, mut side) = attach(&delivery, "bob", 7, queue(100, 1_000));
+    assert_eq!(side.seqs().await, [1, 2, 3, 4, 5]);
+    propose(&group, vec![messages("bob", 6..=6)]).await;
+    delivery.wake(vec![user("alice"), user("bob")]);
+    assert_eq!(side.seqs().await, [6]);
+    delivery.detach(LinkId(7), 1);
+    assert!(side.0.recv().await.is_none(), "nobody is attached");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_attachment_displaces_an_older_one() {
+    let (_group, delivery) = delivery().await;
+    let (first, mut first_side) = attach(&delivery, "bob", 1, queue(0, 0));
+    let (second, mut second_side) = attach(&delivery, "bob", 2, queue(0, 0));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert!(order(first) < order(second));
+    assert_eq!(first_side.ended().await, Some(Code::Displaced));
+
+    let (refused, _) = attach(&delivery, "bob", 3, again(first));
+    assert_eq!(refused, Err(Code::Displaced), "it was displaced before");
+    // The same session over another link ends its own attachment and is not told that it is over.
+    let (kept, mut kept_side) = attach(&delivery, "bob", 3, again(second));
+    assert_eq!(kept, Ok(second));
+    assert_eq!(second_side.ended().await, None);
+
+    let later = Epoch {
+        term: second.term + 1,
+        ..Epoch::default()
+    };
+    let (newer, _side) = attach(&delivery, "bob", 4, again(later));
+    assert_eq!(newer, Ok(later));
+    assert_eq!(kept_side.ended().await, Some(Code::Displaced));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_displaces_nobody_and_sees_receipts_as_they_come() {
+    let (_group, delivery) = delivery().await;
+    let (_, mut device) = attach(&delivery, "alice", 1, queue(9, 999));
+    let (_, mut watch) = attach(&delivery, "alice", 2, AttachRequest::default());
+    delivery.receipts(vec![
+        (user("alice"), delivered("bob", 3)),
+        (user("bob"), delivered("alice", 1)),
+    ]);
+    let push::Push::Receipts(seen) = watch.next().await else {
+        panic!("not receipts");
+    };
+    assert_eq!(seen.receipts, [delivered("bob", 3)]);
+    assert!(watch.is_silent().await, "the other is for bob");
+    assert!(
+        device.is_silent().await,
+        "a device reads rows, and there is none"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attached_device_gets_receipts_from_their_rows() {
+    let (group, delivery) = delivery().await;
+    let items = vec![InboundItem {
+        number: 1,
+        item: Some(OutboxItem {
+            to: "alice".to_owned(),
+            receipt: Some(delivered("bob", 3)),
+        }),
+    }];
+    let inbound = command::Command::Inbound(Inbound {
+        source: 0,
+        source_incarnation: 1,
+        items,
+    });
+    propose(&group, vec![inbound]).await;
+    let (_, mut device) = attach(&delivery, "alice", 1, queue(9, 999));
+    let push::Push::Receipts(seen) = device.next().await else {
+        panic!("not receipts");
+    };
+    assert_eq!((seen.receipts.len(), seen.receipts[0].up_to_seq), (1, 3));
+    assert!(seen.receipts[0].revision > 0);
+    delivery.wake(vec![user("alice")]);
+    assert!(device.is_silent().await, "not twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn attachments_end_with_their_device_link_and_leader() {
+    let (_group, delivery) = delivery().await;
+    let watch = AttachRequest::default;
+    let (_, mut of_bob) = attach(&delivery, "bob", 1, watch());
+    let (_, mut of_link) = attach(&delivery, "alice", 2, watch());
+    let (_, mut last) = attach(&delivery, "alice", 3, watch());
+    let (refused, _) = attach(&delivery, "alice", 4, watch());
+    assert_eq!(refused, Err(Code::Overloaded), "three are the bound");
+
+    delivery.remove_device(&user("bob"), DeviceId(1));
+    assert_eq!(of_bob.ended().await, Some(Code::Unauthenticated));
+    delivery.link_closed(LinkId(2));
+    assert!(of_link.0.recv().await.is_none());
+    delivery.end_all(None);
+    assert_eq!(last.ended().await, None, "it attaches again elsewhere");
+    assert!(delivery.table.lock().numbers.is_empty());
+}

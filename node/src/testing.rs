@@ -1,0 +1,267 @@
+//! What tests of several modules stand on: a group of one replica in memory, and a node whose peers follow a script.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use roost_proto::peer::{
+    AttachRequest, AttachResponse, Detach, Failure, Grant, Request, Response, ShardRequest,
+    ShardResponse, request, response, shard_request, shard_response,
+};
+use roost_proto::storage::{
+    AddDevice, ClusterState, Command, Limits, NodeRecord, Outcome, Send, SendItem, command,
+};
+use roost_proto::v1::Kind;
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::peer::{self, Attachment, Lane, Peers, PushSink};
+use crate::raft::{Group, GroupConfig, Timing};
+use crate::replica::clock::{ShardClock, Vitals};
+use crate::replica::{self, Context, Replicas};
+use crate::router::Router;
+use crate::router::placement::Placement;
+use crate::shard::UserShard;
+use crate::storage::Store;
+use crate::storage::memory::MemoryStore;
+use crate::storage::syncer::Syncer;
+use crate::types::{NodeId, ReplicaId, ShardId};
+
+/// The only shard.
+pub(crate) const SHARD: ShardId = ShardId(0);
+/// A Tuesday noon.
+pub(crate) const NOON_MS: u64 = 20_000 * 86_400_000 + 43_200_000;
+
+/// A node by its number.
+pub(crate) fn node(number: u8) -> NodeId {
+    NodeId::from_random([number; 16])
+}
+
+/// A group of one replica that leads.
+pub(crate) async fn leader() -> Arc<Group> {
+    let group = follower().await;
+    let members = BTreeMap::from([(group.replica(), node(1))]);
+    group.initialize(members).await.unwrap();
+    let mut state = group.state();
+    state.wait_for(|state| state.serves()).await.unwrap();
+    group
+}
+
+/// A group of one replica that nobody has founded.
+pub(crate) async fn follower() -> Arc<Group> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let group = Group::open(GroupConfig {
+        shard: SHARD,
+        replica: ReplicaId(1),
+        syncer: Arc::new(Syncer::inline(Arc::clone(&store), |_| ())),
+        store,
+        machine: Arc::new(UserShard {
+            shard: SHARD,
+            shards: 1,
+        }),
+        peers: Arc::new(Script::new(|_, _| None)),
+        timing: Timing::LOCAL,
+        effects: Arc::new(|_| ()),
+    });
+    Arc::new(group.await.unwrap())
+}
+
+/// A clock that stands at noon.
+pub(crate) fn noon() -> Arc<ShardClock> {
+    Arc::new(ShardClock::new(Arc::new(|| NOON_MS), || true))
+}
+
+/// Bounds that no test meets.
+pub(crate) fn limits() -> Limits {
+    Limits {
+        queue_entries_max: 1_000,
+        queue_bytes_max: 1 << 20,
+        dedup_window_ms: 7 * 86_400_000,
+        sender_ids_max: 1_000,
+        chains_max: 16,
+        devices_max: 8,
+        outbox_rows_max: 1_000,
+    }
+}
+
+/// Adds a user's device.
+pub(crate) fn add(user: &str) -> command::Command {
+    command::Command::AddDevice(AddDevice {
+        user: user.to_owned(),
+        name: "phone".to_owned(),
+        key_hash: bytes::Bytes::new(),
+    })
+}
+
+/// Messages of 10 bytes from Alice's first device, at these positions of chain 1.
+pub(crate) fn messages(to: &str, positions: std::ops::RangeInclusive<u64>) -> command::Command {
+    let items = positions.map(|position| SendItem {
+        id: format!("m{position}"),
+        chain: 1,
+        position,
+        kind: Kind::Data.into(),
+        body: bytes::Bytes::from_static(b"ten bytes!"),
+        sent_at_ms: NOON_MS,
+        ttl_ms: 86_400_000,
+        ..SendItem::default()
+    });
+    command::Command::Send(Send {
+        from: "alice".to_owned(),
+        device: 1,
+        to: to.to_owned(),
+        items: items.collect(),
+    })
+}
+
+/// Proposes commands as one batch.
+pub(crate) async fn propose(group: &Group, commands: Vec<command::Command>) -> Vec<Outcome> {
+    use prost::Message as _;
+    let batch = roost_proto::storage::Batch {
+        time_ms: NOON_MS,
+        limits: Some(limits()),
+        commands: commands
+            .into_iter()
+            .map(|command| Command {
+                command: Some(command),
+            })
+            .collect(),
+    };
+    group.propose(batch.encode_to_vec().into()).await.unwrap()
+}
+
+/// Other nodes that answer as a test says.
+pub(crate) struct Script {
+    answer: Box<dyn Fn(NodeId, &Request) -> Option<Response> + std::marker::Send + Sync>,
+    calls: Mutex<Vec<(NodeId, Request)>>,
+    /// How long each answer takes.
+    delay: Duration,
+}
+
+impl Script {
+    /// `None` is a node that cannot be reached.
+    pub(crate) fn new(
+        answer: impl Fn(NodeId, &Request) -> Option<Response> + std::marker::Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            answer: Box::new(answer),
+            calls: Mutex::default(),
+            delay: Duration::from_millis(1),
+        }
+    }
+
+    /// Whom the calls so far went to.
+    pub(crate) fn called(&self) -> Vec<NodeId> {
+        self.calls.lock().iter().map(|(node, _)| *node).collect()
+    }
+
+    /// The commands proposed so far.
+    pub(crate) fn proposed(&self) -> Vec<command::Command> {
+        let calls = self.calls.lock();
+        let commands = calls.iter().filter_map(|(_, request)| command_of(request));
+        commands.cloned().collect()
+    }
+}
+
+/// The command in a request, if it proposes one.
+pub(crate) fn command_of(request: &Request) -> Option<&command::Command> {
+    match &request.request {
+        Some(request::Request::Shard(ShardRequest {
+            request: Some(shard_request::Request::Propose(command)),
+            ..
+        })) => command.command.as_ref(),
+        _ => None,
+    }
+}
+
+/// An outcome as a leader answers it.
+pub(crate) fn answered(outcome: roost_proto::storage::outcome::Outcome) -> Option<Response> {
+    let outcome = Outcome {
+        outcome: Some(outcome),
+    };
+    Some(Response {
+        response: Some(response::Response::Shard(ShardResponse {
+            response: Some(shard_response::Response::Outcome(outcome)),
+        })),
+    })
+}
+
+/// A failure as a node answers it.
+pub(crate) fn failed(error: replica::Error) -> Option<Response> {
+    Some(Response {
+        response: Some(response::Response::Failure(Failure::from(error))),
+    })
+}
+
+impl Peers for Script {
+    fn call(
+        &self,
+        node: NodeId,
+        _: Lane,
+        _: Duration,
+        request: Request,
+    ) -> BoxFuture<'_, Result<Response, peer::Error>> {
+        let answer = (self.answer)(node, &request);
+        self.calls.lock().push((node, request));
+        async move {
+            tokio::time::sleep(self.delay).await;
+            answer.ok_or(peer::Error::Unreachable(node))
+        }
+        .boxed()
+    }
+
+    fn attach(
+        &self,
+        node: NodeId,
+        _: Duration,
+        _: AttachRequest,
+        _: PushSink,
+    ) -> BoxFuture<'_, Result<(Attachment, AttachResponse), peer::Error>> {
+        async move { Err(peer::Error::Unreachable(node)) }.boxed()
+    }
+
+    fn grant(&self, _: NodeId, _: Grant) {}
+
+    fn detach(&self, _: NodeId, _: Detach) {}
+}
+
+/// The router of a node that holds no replica, in a cluster of three, with one shard.
+pub(crate) fn router(script: &Arc<Script>) -> Arc<Router> {
+    let nodes = (1..=3).map(|number| NodeRecord {
+        id: node(number).to_string(),
+        ..NodeRecord::default()
+    });
+    let plan = crate::cluster::plan(
+        "tested".to_owned(),
+        nodes.collect(),
+        1,
+        3,
+        bytes::Bytes::new(),
+    );
+    let placement = Placement::from_state(&ClusterState {
+        plan: Some(plan.unwrap()),
+        ..ClusterState::default()
+    });
+    // Nobody says that it changes; what was said last stays.
+    let (_, placements) = watch::channel(Arc::new(placement.unwrap()));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let peers: Arc<dyn Peers> = Arc::clone(script) as Arc<_>;
+    let replicas = Replicas::new(Context {
+        config: Arc::new(Config::default()),
+        syncer: Arc::new(Syncer::inline(Arc::clone(&store), |_| ())),
+        store,
+        peers: Arc::clone(&peers),
+        wall: Arc::new(|| NOON_MS),
+        vitals: Arc::new(Vitals::default()),
+        nodes: 3,
+        shards: 1,
+        disk_low: Arc::new(|| false),
+        outbox: mpsc::unbounded_channel().0,
+        cluster_changed: Arc::new(|_| ()),
+    });
+    Arc::new(Router::new(peers, Arc::new(replicas), placements))
+}
