@@ -140,6 +140,9 @@ pub(crate) struct Script {
     calls: Mutex<Vec<(NodeId, Request)>>,
     /// How long each answer takes.
     delay: Duration,
+    /// Attachments made so far, if any may be.
+    attached: Option<Mutex<Vec<(AttachRequest, PushSink)>>>,
+    grants: Mutex<Vec<Grant>>,
 }
 
 impl Script {
@@ -151,7 +154,32 @@ impl Script {
             answer: Box::new(answer),
             calls: Mutex::default(),
             delay: Duration::from_millis(1),
+            attached: None,
+            grants: Mutex::default(),
         }
+    }
+
+    /// The same, and whoever attaches is attached.
+    pub(crate) fn attaching(mut self) -> Self {
+        self.attached = Some(Mutex::default());
+        self
+    }
+
+    /// The newest attachment's request and the way to its session.
+    pub(crate) fn newest_attachment(&self) -> (AttachRequest, PushSink) {
+        let attached = self.attached.as_ref().unwrap().lock();
+        attached.last().cloned().unwrap()
+    }
+
+    /// Breaks all links.
+    pub(crate) fn drop_attachments(&self) {
+        self.attached.as_ref().unwrap().lock().clear();
+    }
+
+    /// Entries and bytes of each grant so far.
+    pub(crate) fn granted(&self) -> Vec<(u32, u64)> {
+        let grants = self.grants.lock();
+        grants.iter().map(|g| (g.entries, g.bytes)).collect()
     }
 
     /// Whom the calls so far went to.
@@ -218,13 +246,22 @@ impl Peers for Script {
         &self,
         node: NodeId,
         _: Duration,
-        _: AttachRequest,
-        _: PushSink,
+        request: AttachRequest,
+        pushes: PushSink,
     ) -> BoxFuture<'_, Result<(Attachment, AttachResponse), peer::Error>> {
-        async move { Err(peer::Error::Unreachable(node)) }.boxed()
+        async move {
+            tokio::time::sleep(self.delay).await;
+            let attached = self.attached.as_ref();
+            let attached = attached.ok_or(peer::Error::Unreachable(node))?;
+            attached.lock().push((request, pushes));
+            Ok((Attachment(1), AttachResponse::default()))
+        }
+        .boxed()
     }
 
-    fn grant(&self, _: NodeId, _: Grant) {}
+    fn grant(&self, _: NodeId, grant: Grant) {
+        self.grants.lock().push(grant);
+    }
 
     fn detach(&self, _: NodeId, _: Detach) {}
 }

@@ -49,6 +49,8 @@ pub(super) struct Receive {
     watch: bool,
     epoch: Option<Epoch>,
     link: Link,
+    /// Entries and bytes that became free since the attachment's room was reckoned, and were not granted yet.
+    ungranted: (u32, u64),
 }
 
 enum Link {
@@ -81,6 +83,7 @@ impl Receive {
             watch: wanted.watch,
             epoch: None,
             link: Link::Off,
+            ungranted: (0, 0),
         };
         if receive.window.is_some() || receive.watch {
             receive.attach(Duration::ZERO);
@@ -109,12 +112,21 @@ impl Receive {
             return Err(refuse("the cursor is beyond what this session was handed"));
         }
         let (entries, bytes) = window.free_up_to(acked.seq);
-        if entries > 0
+        self.ungranted.0 += entries;
+        self.ungranted.1 += bytes;
+        self.grant();
+        Ok(acked)
+    }
+
+    /// Passes on what became free. While attaching it waits: the request that is under way speaks of less room, and
+    /// without this a full window would stay shut.
+    fn grant(&mut self) {
+        if self.ungranted.0 > 0
             && let Link::Attached(attached) = &self.link
         {
+            let (entries, bytes) = std::mem::take(&mut self.ungranted);
             attached.grant(entries, bytes);
         }
-        Ok(acked)
     }
 
     /// The next thing for the client; waits for ever if nothing is wanted.
@@ -159,6 +171,7 @@ impl Receive {
             None => {
                 self.epoch = response.epoch;
                 self.link = Link::Attached(attached);
+                self.grant();
                 self.watch
                     .then(|| Received::Frame(Frame::Watching(Watching {})))
             }
@@ -191,6 +204,7 @@ impl Receive {
     /// Attaches (again) from what was handed to the client last, with the room that its window has left.
     fn attach(&mut self, after: Duration) {
         let (room_entries, room_bytes) = self.window.as_ref().map_or((0, 0), Window::room);
+        self.ungranted = (0, 0);
         let request = AttachRequest {
             shard: self.identity.shard.0,
             attachment: 0,
@@ -276,3 +290,7 @@ impl Drop for Window {
         metrics::WINDOW_BYTES.handle().decrement(self.bytes as f64);
     }
 }
+
+#[cfg(test)]
+#[path = "receive_tests.rs"]
+mod tests;

@@ -1,0 +1,129 @@
+#![allow(clippy::unwrap_used)]
+
+use futures::FutureExt as _;
+use roost_proto::v1::{Entry, Envelope};
+
+use super::*;
+use crate::config::Config;
+use crate::testing::{SHARD, Script, router};
+use crate::types::UserId;
+
+fn cursor(seq: u64) -> Cursor {
+    Cursor {
+        incarnation: 1,
+        seq,
+    }
+}
+
+/// A session with a window of three entries.
+fn receive(script: &Arc<Script>) -> Receive {
+    let config = Config::default();
+    let identity = Identity {
+        user: UserId::parse("bob").unwrap(),
+        device: 1,
+        shard: SHARD,
+    };
+    let settings = Settings {
+        node: String::new(),
+        session: config.session,
+        queue: config.queue,
+    };
+    let wanted = Wanted {
+        attach: Some(Start {
+            cursor: cursor(0),
+            window_entries: 3,
+            window_bytes: 100,
+        }),
+        watch: false,
+    };
+    Receive::new(router(script), Arc::new(identity), wanted, &settings)
+}
+
+fn entries(seqs: std::ops::RangeInclusive<u64>) -> Push {
+    let entries = seqs.map(|seq| Entry {
+        seq,
+        envelope: Some(Envelope {
+            body: bytes::Bytes::from_static(b"ten bytes!"),
+            ..Envelope::default()
+        }),
+    });
+    Push {
+        push: Some(push::Push::Entries(Entries {
+            incarnation: 1,
+            entries: entries.collect(),
+            skipped: Vec::new(),
+        })),
+        ..Push::default()
+    }
+}
+
+/// Lets it attach, until nothing more happens.
+async fn settle(receive: &mut Receive) {
+    let idle = tokio::time::timeout(Duration::from_secs(1), receive.next()).await;
+    assert!(idle.is_err(), "nothing was pushed");
+}
+
+async fn attached(script: &Arc<Script>) -> Receive {
+    let mut receive = receive(script);
+    settle(&mut receive).await;
+    let (request, pushes) = script.newest_attachment();
+    assert_eq!((request.window_entries, request.window_bytes), (3, 100));
+    pushes.send(entries(1..=3)).unwrap();
+    let received = receive.next().await;
+    assert!(matches!(received, Received::Frame(Frame::Entries(_))));
+    receive
+}
+
+fn attaching() -> Arc<Script> {
+    Arc::new(Script::new(|_, _| None).attaching())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ack_makes_room_and_only_for_what_was_handed_over() {
+    let script = attaching();
+    let mut receive = attached(&script).await;
+    for wrong in [
+        None,
+        Some(cursor(4)),
+        Some(Cursor {
+            incarnation: 2,
+            seq: 1,
+        }),
+    ] {
+        let refused = receive.on_ack(wrong).unwrap_err().error.unwrap();
+        assert_eq!(
+            (refused.code(), refused.retryable),
+            (Code::BadCursor, false)
+        );
+    }
+    assert_eq!(receive.on_ack(Some(cursor(2))), Ok(cursor(2)));
+    assert_eq!(receive.on_ack(Some(cursor(1))), Ok(cursor(1)), "again");
+    assert_eq!(script.granted(), [(2, 20)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_link_is_attached_again_from_what_was_handed_over() {
+    let script = attaching();
+    let mut receive = attached(&script).await;
+    receive.on_ack(Some(cursor(1))).unwrap();
+    script.drop_attachments();
+    settle(&mut receive).await;
+    let (request, _) = script.newest_attachment();
+    assert_eq!(request.cursor, Some(cursor(3)));
+    assert_eq!((request.window_entries, request.window_bytes), (1, 80));
+}
+
+/// A client that acknowledged its full window while the session attached again was never sent anything more.
+#[tokio::test(start_paused = true)]
+async fn room_made_while_attaching_is_granted_afterwards() {
+    let script = attaching();
+    let mut receive = attached(&script).await;
+    script.drop_attachments();
+    assert!(receive.next().now_or_never().is_none(), "it attaches again");
+    receive.on_ack(Some(cursor(3))).unwrap();
+    assert!(script.granted().is_empty(), "there is nobody to grant to");
+    settle(&mut receive).await;
+    let (request, _) = script.newest_attachment();
+    assert_eq!(request.window_entries, 0);
+    assert_eq!(script.granted(), [(3, 30)]);
+}
