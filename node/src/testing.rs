@@ -134,9 +134,11 @@ pub(crate) async fn propose(group: &Group, commands: Vec<command::Command>) -> V
     group.propose(batch.encode_to_vec().into()).await.unwrap()
 }
 
+type Answer = Box<dyn Fn(NodeId, &Request) -> Option<Response> + std::marker::Send + Sync>;
+
 /// Other nodes that answer as a test says.
 pub(crate) struct Script {
-    answer: Box<dyn Fn(NodeId, &Request) -> Option<Response> + std::marker::Send + Sync>,
+    answer: Answer,
     calls: Mutex<Vec<(NodeId, Request)>>,
     /// How long each answer takes.
     delay: Duration,

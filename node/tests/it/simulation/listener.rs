@@ -19,6 +19,12 @@ use super::stage::Stage;
 
 /// Sessions of one client, at most.
 const SESSIONS_MAX: usize = 3;
+/// One session in so many lasts until the device has everything, however often its node attaches it again.
+const STAYS: f64 = 0.25;
+/// Between two looks whether that is so.
+const LOOK: Duration = Duration::from_millis(500);
+/// In a quiet cluster such a session gets within this what is there.
+const PROMPT: Duration = Duration::from_secs(10);
 
 /// Receives until the device has everything.
 pub(super) async fn run(stage: &Stage, account: &Account, number: u64) {
@@ -57,21 +63,31 @@ struct Listener<'a> {
 struct Run {
     client: ClientRun,
     cursor: Option<Cursor>,
+    /// What was acknowledged in this session.
+    acked: Option<Cursor>,
     /// Read marks follow acknowledgements that are committed.
     last_from: Option<String>,
 }
 
 impl Listener<'_> {
     fn has_all(&self) -> bool {
+        self.stage.senders_left.get() == 0 && !self.misses_something()
+    }
+
+    fn misses_something(&self) -> bool {
         let accepted = self.stage.recorder.accepted_for(&self.account.device.user);
-        self.stage.senders_left.get() == 0 && accepted.is_subset(&self.seen)
+        !accepted.is_subset(&self.seen)
     }
 
     async fn client(&mut self) {
         let cursor = self.kept.filter(|_| self.chance.random_bool(0.6));
         let mut run = self.start(cursor);
         for _ in 0..self.chance.random_range(1..=SESSIONS_MAX) {
-            let length = Duration::from_millis(self.chance.random_range(200..6_000));
+            let stays = self.chance.random_bool(STAYS);
+            let length = match stays {
+                true => Duration::from_secs(100),
+                false => Duration::from_millis(self.chance.random_range(200..6_000)),
+            };
             self.session(&mut run, Instant::now() + length).await;
         }
     }
@@ -81,6 +97,7 @@ impl Listener<'_> {
         Run {
             client: self.stage.recorder.start_client(device, cursor.map(place)),
             cursor,
+            acked: None,
             last_from: None,
         }
     }
@@ -117,12 +134,26 @@ impl Listener<'_> {
         let Some(mut line) = self.connect(run).await else {
             return;
         };
+        run.acked = None;
+        let mut came = Instant::now();
         loop {
             let frame = tokio::select! {
                 biased;
                 frame = line.next() => frame,
                 () = sleep_until(until) => return,
+                () = sleep(LOOK) => {
+                    if self.has_all() {
+                        return;
+                    }
+                    let waits = self.misses_something() && came.elapsed() >= PROMPT;
+                    if waits && self.stage.is_quiet_for(PROMPT) {
+                        return self.complain(&"nothing, though there is something to tell");
+                    }
+                    self.ack(run, &line);
+                    continue;
+                }
             };
+            came = Instant::now();
             match frame {
                 Some(server_frame::Frame::Entries(entries)) => self.on_entries(run, &line, entries),
                 Some(server_frame::Frame::Ack(answer)) => self.on_ack(run, &line, &answer),
@@ -173,24 +204,37 @@ impl Listener<'_> {
                 self.kept = Some(at);
             }
         }
-        if let Some(cursor) = run.cursor
-            && self.chance.random_bool(0.7)
-        {
-            self.stage.recorder.record(Event::AckCalled {
-                client: run.client,
-                cursor: place(cursor),
-            });
-            let ack = Ack {
-                cursor: Some(cursor),
-            };
-            line.say(client_frame::Frame::Ack(ack));
+        if self.chance.random_bool(0.7) {
+            self.ack(run, line);
         }
     }
 
-    fn on_ack(&mut self, run: &Run, line: &Line, answer: &AckAnswer) {
+    /// Acknowledges what has come, unless that was done.
+    fn ack(&self, run: &mut Run, line: &Line) {
+        if run.cursor.map(place) <= run.acked.map(place) {
+            return;
+        }
+        run.acked = run.cursor;
+        let Some(cursor) = run.cursor else {
+            return;
+        };
+        self.stage.recorder.record(Event::AckCalled {
+            client: run.client,
+            cursor: place(cursor),
+        });
+        let ack = Ack {
+            cursor: Some(cursor),
+        };
+        line.say(client_frame::Frame::Ack(ack));
+    }
+
+    fn on_ack(&mut self, run: &mut Run, line: &Line, answer: &AckAnswer) {
         let cursor = match (&answer.error, answer.cursor) {
             (None, Some(cursor)) => cursor,
-            (Some(error), _) if error.retryable => return,
+            (Some(error), _) if error.retryable => {
+                run.acked = None;
+                return;
+            }
             _ => return self.complain(answer),
         };
         self.committed(run, cursor);

@@ -43,6 +43,8 @@ pub(super) struct Stage {
     pub(super) cast: Vec<Account>,
     /// Senders that still wait for an answer.
     pub(super) senders_left: Cell<usize>,
+    /// Since when no more faults come.
+    quiet: Cell<Option<Instant>>,
     pub(super) deadline: Instant,
     complaints: RefCell<Vec<String>>,
 }
@@ -71,6 +73,7 @@ impl Stage {
             recorder: Recorder::new(),
             cast: Vec::new(),
             senders_left: Cell::new(0),
+            quiet: Cell::new(None),
             deadline: Instant::now() + plan.limit,
             complaints: RefCell::default(),
         };
@@ -119,7 +122,9 @@ impl Stage {
         let listeners = listeners.map(|(account, number)| listener::run(&self, account, number));
         let faults = async {
             let mut chance = self.chance(0, 0);
-            faults::befall(&self.cluster, &self.recorder, &mut chance).await
+            let done = faults::befall(&self.cluster, &self.recorder, &mut chance).await;
+            self.quiet.set(Some(Instant::now()));
+            done
         };
         let (done, _, _) = futures::join!(
             faults,
@@ -139,6 +144,13 @@ impl Stage {
     /// The chance of one actor, whatever the others do.
     pub(super) fn chance(&self, role: u64, number: u64) -> StdRng {
         StdRng::seed_from_u64(self.seed ^ (role << 32) ^ (number << 40))
+    }
+
+    /// Whether nothing has befallen the cluster for so long.
+    pub(super) fn is_quiet_for(&self, time: Duration) -> bool {
+        self.quiet
+            .get()
+            .is_some_and(|since| since.elapsed() >= time)
     }
 
     pub(super) fn is_over(&self) -> bool {
