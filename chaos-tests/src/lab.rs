@@ -4,7 +4,7 @@
 //! The directory (node logs, data, history) is removed after [`Lab::pass`] and kept, and named, after anything else.
 
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -271,6 +271,39 @@ impl Lab {
         }
     }
 
+    /// What node `k` has written to its log so far, over all its starts.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn log(&self, k: u16) -> Result<String> {
+        let file = self.cluster.node(k).log_file();
+        let bytes = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// A metric of node `k`, summed over its labels; `None` when the node has never touched it.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn metric(&self, k: u16, name: &str) -> Result<Option<f64>> {
+        let metrics = self.cluster.node(k).get("/metrics").await?.body;
+        let samples = metrics.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let own = rest.starts_with([' ', '{']);
+            own.then(|| line.rsplit(' ').next()?.parse::<f64>().ok())?
+        });
+        Ok(samples.reduce(|sum, sample| sum + sample))
+    }
+
+    /// The administrator's side of the client library, asking node `k` only.
+    ///
+    /// # Errors
+    /// When the cluster has left no token.
+    pub fn admin_through(&self, k: u16) -> Result<Admin> {
+        let url = self.cluster.node(k).client_url();
+        Ok(Admin::new(vec![url], &self.cluster.admin_token()?)?)
+    }
+
     /// SIGKILL to node `k`.
     ///
     /// # Errors
@@ -380,6 +413,25 @@ pub fn binary() -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+/// Asks `probe` again and again until it has something.
+///
+/// # Errors
+/// When `probe` fails, or has nothing in time.
+pub async fn until<T>(
+    limit: Duration,
+    what: &str,
+    mut probe: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = probe().await? {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < deadline, "{what}: not within {limit:?}");
+        sleep(POLL_INTERVAL).await;
+    }
 }
 
 /// What `future` gives, or an error that says what did not happen in time.

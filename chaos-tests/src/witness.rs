@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use futures::StreamExt as _;
+use futures::future::try_join_all;
 use roost_client::{
     Answer, AttachOptions, Client, Credentials, Cursor, Incoming, Options, SendHandle, SendOptions,
     Status,
@@ -117,6 +118,32 @@ impl Witness {
         let answer = within(limit, &format!("the answer to {id}"), handle).await??;
         self.record_answer(&to, &id, &answer);
         Ok(answer)
+    }
+
+    /// Sends bodies in one pipeline, under the ids `prefix-1`, `prefix-2`, ..., and waits until all are accepted.
+    ///
+    /// # Errors
+    /// When one is refused, the client is over, or the time runs out.
+    pub async fn send_all(
+        &self,
+        to: &str,
+        prefix: &str,
+        bodies: &[Vec<u8>],
+        limit: Duration,
+    ) -> Result<Vec<Answer>> {
+        let mut pending = Vec::with_capacity(bodies.len());
+        for (number, body) in (1..).zip(bodies) {
+            let id = format!("{prefix}-{number}");
+            pending.push(self.send(to, &id, body.clone(), None).await?);
+        }
+        let answers = pending
+            .into_iter()
+            .map(|pending| self.answer(pending, limit));
+        let answers = try_join_all(answers).await?;
+        match answers.iter().find(|answer| !answer.is_accepted()) {
+            Some(refused) => bail!("{} was refused: {:?}", refused.id, refused.error),
+            None => Ok(answers),
+        }
     }
 
     fn record_answer(&self, to: &str, id: &str, answer: &Answer) {

@@ -3,11 +3,17 @@
 //! The binary under test comes from `ROOST_BIN`; without it every test here fails. What takes minutes is in
 //! `tests/full`, what needs root in `tests/root`.
 
+mod away;
 mod bounds;
+mod clock;
 mod command_line;
+mod damage;
+mod deletion;
 mod dev;
 mod devices;
+mod examples;
 mod expiry;
+mod files;
 mod kills;
 mod repeats;
 mod text;
