@@ -81,7 +81,10 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     if let Command::Completions(args) = cli.command {
         return completions::run(&args, &mut Cli::command());
     }
-    let runtime = tokio::runtime::Runtime::new()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads())
+        .enable_all()
+        .build()
         .map_err(|error| Failure::internal(format!("cannot start threads: {error}")))?;
     let result = runtime.block_on(async {
         match cli.command {
@@ -98,6 +101,14 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     // A read of standard input that nobody waits for any more must not hold the process.
     runtime.shutdown_background();
     result
+}
+
+/// Twice the processors: a worker that waits for the store, or for a processor that others hold, must not hold up the
+/// heartbeats.
+fn worker_threads() -> usize {
+    const WORKERS_MIN: usize = 4;
+    std::thread::available_parallelism()
+        .map_or(WORKERS_MIN, |cores| WORKERS_MIN.max(2 * cores.get()))
 }
 
 /// Help and version were asked for; everything else is a usage error, which has one exit code here as elsewhere.

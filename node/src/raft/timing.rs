@@ -67,7 +67,10 @@ impl Timing {
         };
         Config {
             cluster_name: shard.to_owned(),
-            heartbeat_interval: millis(self.heartbeat),
+            // Only the time that an append may take: heartbeats come from the node's ticker. Longer than the interval
+            // between those, so that under load an append is not sent again while its sync is under way; not much longer,
+            // because openraft looks at its election timer every 1.5 of it.
+            heartbeat_interval: millis(self.heartbeat.max(self.election_min / 2)),
             election_timeout_min: millis(self.election_min),
             election_timeout_max: millis(self.election_max),
             install_snapshot_timeout: millis(self.snapshot_chunk),
