@@ -125,8 +125,8 @@ section! {
     /// Consensus within a shard. The defaults are for round trips of a few milliseconds; scale all three times together
     /// for longer ones.
     Raft {
-        /// Between two heartbeats of a leader, and how long it waits for an append to be answered before it sends it
-        /// again.
+        /// Between two heartbeats of a leader; an append that is not answered within this, or half of `election_min_ms`
+        /// if that is longer, is sent again.
         heartbeat_ms: u64 = 50, within 10..=10_000;
         /// Shortest silence after which a follower stands for election.
         election_min_ms: u64 = 200, within 30..=60_000;
