@@ -1,6 +1,7 @@
 //! What a node does for the cluster in the background: reads the others' clocks, keeps its placement fresh, and moves
 //! leaderships: back to their preferred nodes, and away from a node whose disk is full or whose clock is off.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ const CLOCK_WITHIN: Duration = Duration::from_millis(500);
 const REFRESH: Duration = Duration::from_secs(5);
 /// How long a preferred leader has to be well before it gets its leaderships back.
 const SETTLED: Duration = Duration::from_secs(5);
+/// How long a shard is left alone whose leadership could not be handed over: each attempt holds its proposals back.
+const HAND_OVER_AGAIN: Duration = Duration::from_secs(60);
 /// Hand-overs in one round, so that a returning node is not flooded.
 const HAND_OVERS_MAX: usize = 4;
 
@@ -49,6 +52,8 @@ pub struct Controller {
     pub clock_offset_max_ms: u64,
     /// Whether this node's disk is below its reserve.
     pub disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Hears that this node's clock is off, or no longer.
+    pub clock_warning: Arc<dyn Fn(Option<String>) + Send + Sync>,
     /// What this cluster was created with; the meta shard's leader records it there.
     pub plan: Plan,
     /// Hears of the cluster as the meta shard has it.
@@ -61,10 +66,13 @@ impl Controller {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut refreshed: Option<Instant> = None;
-        let mut well: std::collections::BTreeMap<NodeId, Instant> =
-            std::collections::BTreeMap::new();
+        let mut refused: BTreeMap<ShardId, Instant> = BTreeMap::new();
+        let mut well: BTreeMap<NodeId, Instant> = BTreeMap::new();
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
             self.read_clocks().await;
+            (self.clock_warning)(self.clock_is_off().then(|| {
+                "the wall clock is far from the majority's: this node leads nothing; set its clock".to_owned()
+            }));
             self.record_founding().await;
             if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
                 self.refresh().await;
@@ -80,7 +88,8 @@ impl Controller {
                 well.get(&node)
                     .is_some_and(|since| since.elapsed() >= SETTLED)
             };
-            self.move_leaders(settled).await;
+            refused.retain(|_, at| at.elapsed() < HAND_OVER_AGAIN);
+            self.move_leaders(settled, &mut refused).await;
         }
     }
 
@@ -164,11 +173,16 @@ impl Controller {
         }
     }
 
-    async fn move_leaders(&self, settled: impl Fn(NodeId) -> bool) {
+    async fn move_leaders(
+        &self,
+        settled: impl Fn(NodeId) -> bool,
+        refused: &mut BTreeMap<ShardId, Instant>,
+    ) {
         let sheds = (self.disk_low)() || self.clock_is_off();
         let mut moved = 0;
         for replica in self.replicas.all() {
-            if moved == HAND_OVERS_MAX || !replica.serves() {
+            let shard = replica.shard();
+            if moved == HAND_OVERS_MAX || !replica.serves() || refused.contains_key(&shard) {
                 continue;
             }
             let Some((id, node)) = self.better_leader(&replica, sheds, &settled) else {
@@ -176,7 +190,10 @@ impl Controller {
             };
             moved += 1;
             let handed = replica.hand_over(&*self.peers, node, id).await;
-            tracing::info!(shard = %replica.shard(), %node, ok = handed.is_ok(), "leadership handed over");
+            if handed.is_err() {
+                refused.insert(shard, Instant::now());
+            }
+            tracing::info!(%shard, %node, ok = handed.is_ok(), "leadership handed over");
         }
     }
 

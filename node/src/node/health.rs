@@ -1,5 +1,6 @@
 //! Whether the node lives, whether it is ready, and what an operator should know.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,10 +18,13 @@ const SYNC_STUCK: Duration = Duration::from_secs(60);
 
 /// What the probes and the other nodes are told of this one.
 pub(crate) struct NodeHealth {
+    name: String,
     syncer: Arc<Syncer>,
     disk_low: Arc<AtomicBool>,
     warnings: Vec<String>,
     phase: Mutex<Phase>,
+    /// Set and taken back by whoever watches over something.
+    noted: Mutex<BTreeMap<&'static str, String>>,
 }
 
 enum Phase {
@@ -42,10 +46,12 @@ impl NodeHealth {
             })
             .collect();
         Arc::new(Self {
+            name: config.name.clone(),
             syncer,
             disk_low: Arc::default(),
             warnings,
             phase: Mutex::new(Phase::Waiting("the node is starting".to_owned())),
+            noted: Mutex::default(),
         })
     }
 
@@ -58,6 +64,15 @@ impl NodeHealth {
     pub(crate) fn disk_low_handle(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
         let flag = self.disk_low_flag();
         Arc::new(move || flag.load(Ordering::Relaxed))
+    }
+
+    /// Notes what an operator should know about a subject, or that there is nothing more to know.
+    pub(crate) fn note(&self, subject: &'static str, warning: Option<String>) {
+        let mut noted = self.noted.lock();
+        match warning {
+            Some(warning) => drop(noted.insert(subject, warning)),
+            None => drop(noted.remove(subject)),
+        }
     }
 
     pub(crate) fn waits_for(&self, what: String) {
@@ -113,8 +128,15 @@ impl peer::Health for NodeHealth {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.clone();
         if self.disk_low() {
-            warnings.push("the disk is below its reserve: new messages are refused".to_owned());
+            let disk = "the disk is below its reserve: new messages are refused";
+            warnings.push(format!("{}: {disk}", self.name));
         }
+        let noted = self.noted.lock();
+        warnings.extend(
+            noted
+                .values()
+                .map(|warning| format!("{}: {warning}", self.name)),
+        );
         warnings
     }
 }

@@ -132,9 +132,11 @@ impl Keeper {
     /// Removes deleted rows from every file, within the bound that contract C5 states.
     async fn reclaim(&self) {
         let bound = Duration::from_millis(self.config.storage.reclaim_ms);
-        let mut tick = tokio::time::interval(bound / RECLAIMS_PER_BOUND);
+        let period = bound / RECLAIMS_PER_BOUND;
+        // Not at once: damage in a file is better met by the replica that reads it, which is then renewed, than by a
+        // compaction, after which RocksDB writes nothing more and the whole node has to end.
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first tick comes at once: what a former process deleted is due, too.
         loop {
             tick.tick().await;
             let store = Arc::clone(&self.store);

@@ -203,6 +203,7 @@ impl Node {
             wall,
             clock_offset_max_ms: config.replica.clock_offset_max_ms,
             disk_low,
+            clock_warning: clock_warning(health),
             plan: cluster.plan.unwrap_or_default(),
             cluster_changed,
         };
@@ -212,6 +213,7 @@ impl Node {
             store: Arc::clone(&store),
             replicas: Arc::clone(&replicas),
             router: Arc::clone(&router),
+            health: Arc::clone(health),
             store_failed: failed.clone(),
             renewing: Arc::default(),
         };
@@ -260,6 +262,12 @@ impl Node {
         }
         tracing::info!("drained");
     }
+}
+
+/// Where the controller says that this node's clock is off, or no longer.
+fn clock_warning(health: &Arc<NodeHealth>) -> Arc<dyn Fn(Option<String>) + Send + Sync> {
+    let health = Arc::clone(health);
+    Arc::new(move |warning| health.note("clock", warning))
 }
 
 /// Whether new messages are refused: this node's disk is below its reserve, or those of so many others that no majority

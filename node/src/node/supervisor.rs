@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::founding::local_replicas;
+use super::health::NodeHealth;
 use crate::metrics;
 use crate::raft::Failed;
 use crate::replica::{Replica, Replicas};
@@ -38,6 +39,7 @@ pub(crate) struct Supervisor {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) replicas: Arc<Replicas>,
     pub(crate) router: Arc<Router>,
+    pub(crate) health: Arc<NodeHealth>,
     /// Ends the process: the store itself has failed.
     pub(crate) store_failed: CancellationToken,
     /// Shards whose renewal this node is leading at the moment.
@@ -73,6 +75,13 @@ impl Supervisor {
         let failed = locals
             .iter()
             .filter(|local| local.state() == ReplicaState::Failed);
+        let damaged: Vec<String> = failed
+            .clone()
+            .map(|local| format!("shard {}: {}", ShardId(local.shard), local.reason))
+            .collect();
+        let warning =
+            (!damaged.is_empty()).then(|| format!("damaged replicas: {}", damaged.join("; ")));
+        self.health.note("damage", warning);
         metrics::CORRUPT_REPLICAS
             .handle()
             .set(failed.clone().count() as f64);

@@ -15,7 +15,7 @@ use super::clock::{ShardClock, Vitals, WallClock};
 use super::{Bounds, Error, OutboxSignal, Parts, Replica, Target};
 use crate::config::Config;
 use crate::peer::{LinkId, Peers};
-use crate::raft::{Group, GroupConfig, Role, Timing};
+use crate::raft::{FoundError, Group, GroupConfig, Role, Timing};
 use crate::shard::{Effects, Machine, UserShard};
 use crate::storage::{Store, syncer::Syncer};
 use crate::types::{NodeId, ReplicaId, ShardId};
@@ -117,7 +117,11 @@ impl Replicas {
         );
         self.by_shard.write().insert(shard, Arc::clone(&replica));
         if let Some(members) = members {
-            group.initialize(members).await?;
+            match group.initialize(members).await {
+                // Stopped at once: it has met damage, or died. Its supervisor sees which.
+                Ok(()) | Err(FoundError::Stopped) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(replica)
     }
@@ -232,6 +236,9 @@ impl Replicas {
     pub fn readiness(&self) -> Result<(), String> {
         /// Entries that a replica may lag and still be ready.
         const LAG_MAX: u64 = 1_000;
+        if self.by_shard.read().is_empty() {
+            return Err("no replica serves on this node".to_owned());
+        }
         for replica in self.all() {
             let shard = replica.shard();
             let state = replica.group().state();

@@ -137,8 +137,9 @@ impl RocksStore {
 
     /// Remembers on disk, as far as it goes, that the device lost a write.
     fn failed(&self, action: &'static str, error: rocksdb::Error) -> Error {
-        let error = engine_error(action, error);
-        if matches!(error, Error::Io { .. }) {
+        let damaged = error.kind() == ErrorKind::Corruption;
+        let error = write_error(action, error);
+        if !damaged {
             device::note_failure(&self.dir, &error);
         }
         error
@@ -337,6 +338,19 @@ fn rows<'a>(iterator: impl Iterator<Item = Row> + Send + 'a) -> Rows<'a> {
 
 fn read_error(error: rocksdb::Error) -> Error {
     engine_error("reading", error)
+}
+
+/// Damage that stands in the way of writing is not one replica's: RocksDB writes nothing more at all, and the node has to
+/// end.
+fn write_error(action: &'static str, error: rocksdb::Error) -> Error {
+    let kind = match error.kind() {
+        ErrorKind::Corruption => "a database file is damaged: ",
+        _ => "",
+    };
+    Error::Io {
+        action,
+        message: format!("{kind}{}", error.into_string()),
+    }
 }
 
 fn engine_error(action: &'static str, error: rocksdb::Error) -> Error {

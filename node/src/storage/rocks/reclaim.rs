@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, LiveFile};
 
-use super::{Column, Engine, Error, engine_error, options};
+use super::{Column, Engine, Error, engine_error, options, write_error};
 
 /// How long old files may take to go after their rows have moved; RocksDB deletes them behind our back.
 const CHECKS_MAX: u32 = 500;
@@ -42,7 +42,7 @@ fn flush(engine: &Engine) -> Result<(), Error> {
     wait.set_wait(true);
     for column in [Column::Node, Column::Log, Column::State] {
         let flushed = engine.db.flush_cf_opt(engine.family(column), &wait);
-        flushed.map_err(|error| engine_error("flushing", error))?;
+        flushed.map_err(|error| write_error("flushing", error))?;
     }
     Ok(())
 }

@@ -252,6 +252,7 @@ impl Cluster {
         ));
         let controller = Controller {
             me: id,
+            clock_warning: Arc::new(|_| {}),
             plan: self.plan.clone(),
             peers,
             replicas: Arc::clone(&replicas),
