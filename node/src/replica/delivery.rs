@@ -49,6 +49,8 @@ pub struct Delivery {
 
 #[derive(Default)]
 struct Table {
+    /// The replica has stopped: nobody would push anything any more.
+    closed: bool,
     epoch: Epoch,
     users: BTreeMap<UserId, Vec<Attached>>,
     /// Which user an attachment number on a link belongs to.
@@ -133,6 +135,9 @@ impl Delivery {
     ) -> Result<Epoch, v1::Error> {
         let device = DeviceId(request.device);
         let mut table = self.table.lock();
+        if table.closed {
+            return Err(refusal(Code::Unavailable, "the replica has stopped", true));
+        }
         if table.numbers.len() >= self.attachments_max {
             return Err(refusal(
                 Code::Overloaded,
@@ -284,6 +289,12 @@ impl Delivery {
         table.numbers.clear();
         table.woken.clear();
         self.measure(&table);
+    }
+
+    /// As [`Delivery::end_all`], and nobody attaches here any more: an attach that is on its way comes too late.
+    pub fn close(&self) {
+        self.table.lock().closed = true;
+        self.end_all(None);
     }
 
     async fn run(&self) {

@@ -240,3 +240,23 @@ async fn attachments_end_with_their_device_link_and_leader() {
     assert_eq!(last.ended().await, None, "it attaches again elsewhere");
     assert!(delivery.table.lock().numbers.is_empty());
 }
+
+/// A session that attached just as a damaged replica stopped waited for ever: nobody pushed, and nobody told it to go.
+#[tokio::test(start_paused = true)]
+async fn nobody_attaches_once_the_replica_has_stopped() {
+    let (_group, delivery) = delivery().await;
+    let cursor = Some(Cursor {
+        incarnation: 1,
+        seq: 0,
+    });
+    let request = AttachRequest {
+        cursor,
+        ..AttachRequest::default()
+    };
+    let (first, mut side) = attach(&delivery, "bob", 1, request.clone());
+    assert!(first.is_ok());
+    delivery.close();
+    assert_eq!(side.ended().await, None, "told to attach elsewhere");
+    let (late, _side) = attach(&delivery, "bob", 2, request);
+    assert_eq!(late, Err(Code::Unavailable));
+}

@@ -161,6 +161,7 @@ impl Replica {
         let state = self.group.state();
         let state = state.borrow();
         state.role == Role::Leader
+            && self.damage.lock().is_none()
             && state.applied_own_term
             && state
                 .quorum_age
@@ -319,7 +320,7 @@ impl Replica {
 
     /// Ends the replica's tasks and its group, attachments first.
     pub async fn stop(&self) {
-        self.delivery.end_all(None);
+        self.delivery.close();
         self.stop.cancel();
         self.group.shutdown().await;
     }
