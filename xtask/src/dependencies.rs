@@ -1,13 +1,15 @@
 //! The review of what we depend on, as far as it goes without a network service.
 //!
-//! Every package that is built on this platform comes under an accepted licence, and those whose types or sockets must
-//! meet are there once. It knows nothing of advisories: CONTRIBUTING says what to run for those.
+//! Every package that is built on this platform comes under an accepted licence, those whose types or sockets must meet
+//! are there once, and what the workspace names is used ([`unused`]). It knows nothing of advisories: CONTRIBUTING says
+//! what to run for those.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
 
 use crate::licence;
+use crate::unused;
 use crate::workspace::{Workspace, output};
 
 /// Two versions of one of these in one program would be two runtimes, two wire formats or two stores.
@@ -22,10 +24,11 @@ const SINGLE: [&str; 8] = [
 /// Naming each package that does not pass.
 pub(crate) fn review(workspace: &Workspace) -> Result<()> {
     let packages = packages(workspace)?;
-    let complaints = complaints(&packages);
+    let mut complaints = complaints(&packages);
+    complaints.extend(unused::complaints(&workspace.root)?);
     if complaints.is_empty() {
         println!(
-            "{} packages: licences accepted, none of {} twice",
+            "{} packages: licences accepted, none of {} twice, none named for nothing",
             packages.len(),
             SINGLE.join(", ")
         );

@@ -6,7 +6,7 @@
 //! `.cargo/rocksdb.toml`, except the system packages it says it installs.
 //!
 //! One noun per file: [`workspace`] is this checkout and its cargo, [`packages`] what the system must have,
-//! [`rocksdb`] the library compiled once per machine, [`dependencies`] the review of licences and duplicates,
+//! [`rocksdb`] the library compiled once per machine, [`dependencies`] the review of licences and duplicates, [`unused`] of what nobody uses,
 //! [`checks`] everything `test` runs, [`story`] `up` and `demo`.
 
 mod checks;
@@ -17,6 +17,7 @@ mod packages;
 mod progress;
 mod rocksdb;
 mod story;
+mod unused;
 mod workspace;
 
 use std::process::ExitCode;
