@@ -8,7 +8,9 @@ use std::time::Duration;
 use roost_proto::peer::{
     ClockRequest, ReadCluster, Request, request, response, shard_request, shard_response,
 };
-use roost_proto::storage::{ClusterState, Command, Found, Plan, command};
+use roost_proto::storage::{
+    ClusterState, Command, Found, NodeRecord, Outcome, Plan, UpdateNode, command, outcome,
+};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +58,8 @@ pub struct Controller {
     pub clock_warning: Arc<dyn Fn(Option<String>) + Send + Sync>,
     /// What this cluster was created with; the meta shard's leader records it there.
     pub plan: Plan,
+    /// What the meta shard is to know of this node: its name, its addresses, what it understands.
+    pub record: NodeRecord,
     /// Hears of the cluster as the meta shard has it.
     pub cluster_changed: Arc<dyn Fn(ClusterState) + Send + Sync>,
 }
@@ -74,6 +78,7 @@ impl Controller {
                 "the wall clock is far from the majority's: this node leads nothing; set its clock".to_owned()
             }));
             self.record_founding().await;
+            self.announce().await;
             if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
                 self.refresh().await;
                 refreshed = Some(Instant::now());
@@ -160,6 +165,33 @@ impl Controller {
                     command: Some(found),
                 })
                 .await;
+        }
+    }
+
+    /// This node is called otherwise, or somewhere else, or another build, than the meta shard says.
+    async fn announce(&self) {
+        if self.router.placement().nodes().get(&self.me) == Some(&self.record) {
+            return;
+        }
+        let update = command::Command::UpdateNode(UpdateNode {
+            node: Some(self.record.clone()),
+        });
+        match self.router.propose(ShardId::META, update, TICK).await {
+            Ok(Outcome {
+                outcome: Some(outcome::Outcome::Done(_)),
+            }) => {
+                tracing::info!(
+                    name = self.record.name,
+                    address = self.record.peer_address,
+                    "announced"
+                );
+                self.refresh().await;
+            }
+            // Again in the next round.
+            other => tracing::debug!(
+                ?other,
+                "the meta shard does not hear of this node's addresses yet"
+            ),
         }
     }
 

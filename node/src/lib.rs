@@ -7,6 +7,7 @@ pub mod config;
 pub mod metrics;
 pub mod telemetry;
 pub mod types;
+pub mod versions;
 
 pub mod auth;
 pub mod cluster;

@@ -124,6 +124,7 @@ pub(crate) async fn propose(group: &Group, commands: Vec<command::Command>) -> V
     let batch = roost_proto::storage::Batch {
         time_ms: NOON_MS,
         limits: Some(limits()),
+        feature_level: crate::versions::FEATURE_LEVEL,
         commands: commands
             .into_iter()
             .map(|command| Command {
@@ -299,6 +300,7 @@ pub(crate) fn router(script: &Arc<Script>) -> Arc<Router> {
         nodes: 3,
         shards: 1,
         disk_low: Arc::new(|| false),
+        feature_level: Arc::new(|_| crate::versions::FEATURE_LEVEL),
         outbox: mpsc::unbounded_channel().0,
         cluster_changed: Arc::new(|_| ()),
     });

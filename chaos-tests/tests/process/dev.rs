@@ -31,7 +31,7 @@ fn dev(data_dir: &Path, base_port: u16, more: &[&str]) -> Result<Command> {
 }
 
 /// Starts it, and waits until it says that its nodes are ready.
-async fn start(data_dir: &Path, base_port: u16, more: &[&str]) -> Result<Child> {
+pub(crate) async fn start(data_dir: &Path, base_port: u16, more: &[&str]) -> Result<Child> {
     let mut child = dev(data_dir, base_port, more)?.spawn()?;
     let stdout = child.stdout.take().context("standard output is a pipe")?;
     let mut lines = BufReader::new(stdout).lines();
@@ -95,7 +95,7 @@ async fn dev_starts_dies_whole_and_goes_on() -> Result<()> {
 }
 
 /// Waits until nobody listens on any of the nodes' ports.
-async fn nodes_are_gone(base_port: u16) -> Result<()> {
+pub(crate) async fn nodes_are_gone(base_port: u16) -> Result<()> {
     let deadline = Instant::now() + ORPHAN_LIMIT;
     let ports = (1..=3).flat_map(|k| [0, 100, 200].map(|kind| base_port + kind + k));
     for port in ports {

@@ -3,6 +3,7 @@
 //! The binary under test comes from `ROOST_BIN`; without it every test here fails. What takes minutes is in
 //! `tests/full`, what needs root in `tests/root`.
 
+mod addresses;
 mod away;
 mod bounds;
 mod clock;

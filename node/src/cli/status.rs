@@ -37,7 +37,13 @@ pub(super) fn to_json(status: &StatusResponse) -> Value {
         .nodes
         .iter()
         .map(|node| {
-            json!({ "id": node.id, "name": node.name, "address": node.address, "ready": node.ready })
+            json!({
+                "id": node.id,
+                "name": node.name,
+                "address": node.address,
+                "ready": node.ready,
+                "version": { "feature_level_min": node.feature_level_min, "feature_level": node.feature_level },
+            })
         })
         .collect();
     let shards: Vec<Value> = status

@@ -204,6 +204,8 @@ fn the_status_as_json() {
             name: "node-1".to_owned(),
             address: "h:1".to_owned(),
             ready: true,
+            feature_level_min: 1,
+            feature_level: 2,
         }],
         shards: vec![admin::Shard {
             id: 0,
@@ -222,7 +224,10 @@ fn the_status_as_json() {
     let expected = json!({
         "cluster_id": "c",
         "epoch": 3,
-        "nodes": [{ "id": "n1", "name": "node-1", "address": "h:1", "ready": true }],
+        "nodes": [{
+            "id": "n1", "name": "node-1", "address": "h:1", "ready": true,
+            "version": { "feature_level_min": 1, "feature_level": 2 },
+        }],
         "shards": [{
             "id": 0, "leader": null, "term": 4,
             "replicas": [{ "node": "n1", "role": "follower", "lag_entries": 5 }],

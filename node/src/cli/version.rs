@@ -3,15 +3,11 @@
 use std::sync::LazyLock;
 
 use crate::storage::value;
-
-/// Rises when nodes learn a command that older ones do not understand.
-const FEATURE_LEVEL: u32 = 1;
-/// The `roost.v1` package on the wire.
-const WIRE_FORMAT: u32 = 1;
+use crate::versions::{CLIENT_WIRE, FEATURE_LEVEL, PEER_WIRE};
 
 static TEXT: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "{} (commit {})\nfeature level {FEATURE_LEVEL}\nwire format {WIRE_FORMAT}\nstorage format {}",
+        "{} (commit {})\nfeature level {FEATURE_LEVEL}\nwire format {CLIENT_WIRE}\npeer wire format {PEER_WIRE}\nstorage format {}",
         env!("CARGO_PKG_VERSION"),
         env!("ROOST_COMMIT"),
         value::VERSION,

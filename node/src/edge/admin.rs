@@ -179,6 +179,8 @@ impl Admin for AdminService {
             name: node.name.clone(),
             address: node.client_address.clone(),
             ready: answers[id].as_ref().is_some_and(|status| status.ready),
+            feature_level_min: node.feature_level_min,
+            feature_level: node.feature_level,
         });
         Ok(Response::new(StatusResponse {
             cluster_id: placement.cluster_id.clone(),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use roost_proto::peer::Introduction;
@@ -24,11 +25,12 @@ use super::health::NodeHealth;
 use crate::auth::{AdminToken, Hash};
 use crate::cluster;
 use crate::config::Config;
+use crate::peer::grpc;
 use crate::peer::server::Doorkeeper;
-use crate::peer::{WIRE_VERSION, grpc};
 use crate::storage::keys::{self, Key};
 use crate::storage::{self, Batch, Column, Store, value};
 use crate::types::{NodeId, ReplicaId};
+use crate::versions::{self, PEER_WIRE};
 
 /// Between two rounds of asking.
 const ROUND: Duration = Duration::from_millis(200);
@@ -45,6 +47,8 @@ pub(crate) struct Founding {
     instance: u64,
     plan: watch::Sender<Option<Plan>>,
     admin_token: Mutex<Option<AdminToken>>,
+    /// Where other nodes of this cluster have said that they are, since this process started; at most one a node.
+    heard: Mutex<BTreeMap<NodeId, String>>,
 }
 
 /// What the answers of one round come to.
@@ -83,6 +87,7 @@ impl Founding {
             instance: rand::random(),
             plan: watch::Sender::new(plan),
             admin_token: Mutex::new(admin_token),
+            heard: Mutex::default(),
         }))
     }
 
@@ -96,18 +101,67 @@ impl Founding {
     fn answer(&self, asker: &Introduction) -> Introduction {
         let mut introduction = self.introduction();
         introduction.plan = self.plan.borrow().clone();
-        let knows_token = asker.token_hash == introduction.token_hash;
-        let named = introduction.plan.as_ref().is_some_and(|plan| {
-            let asks = asker.node.as_ref().map(|node| &node.id);
-            plan.nodes.iter().any(|node| Some(&node.id) == asks)
-        });
-        if knows_token
-            && named
-            && let Some(token) = &*self.admin_token.lock()
-        {
-            introduction.admin_token = token.reveal();
+        if self.is_of_this_cluster(asker) {
+            self.note(asker);
+            if let Some(token) = &*self.admin_token.lock() {
+                introduction.admin_token = token.reveal();
+            }
         }
         introduction
+    }
+
+    /// A node of the plan that shows the right token hash.
+    fn is_of_this_cluster(&self, other: &Introduction) -> bool {
+        let id = other.node.as_ref().map(|node| &node.id);
+        let plan = self.plan.borrow();
+        let mut nodes = plan.iter().flat_map(|plan| &plan.nodes);
+        other.token_hash == self.token_hash() && nodes.any(|node| Some(&node.id) == id)
+    }
+
+    fn note(&self, other: &Introduction) {
+        let node = other.node.clone().unwrap_or_default();
+        if let Ok(id) = NodeId::parse(&node.id)
+            && id != self.me
+        {
+            self.heard.lock().insert(id, node.peer_address);
+        }
+    }
+
+    /// Where a node of this cluster has said that it listens for others.
+    pub(crate) fn heard(&self, node: NodeId) -> Option<String> {
+        self.heard.lock().get(&node).cloned()
+    }
+
+    /// Notes who answered, and where, if it is a node of this cluster.
+    ///
+    /// # Errors
+    /// A copied data directory.
+    pub(crate) fn hear(&self, address: &str, answer: &Introduction) -> anyhow::Result<()> {
+        self.check_copy(address, answer)?;
+        let cluster = |plan: &Option<Plan>| plan.as_ref().map(|plan| plan.cluster_id.clone());
+        if !self.is_of_this_cluster(answer) || cluster(&answer.plan) != cluster(&self.plan.borrow())
+        {
+            return Ok(());
+        }
+        if let Err(reason) = check_versions(answer) {
+            tracing::warn!(
+                address,
+                reason,
+                "a node of this cluster cannot work with this one"
+            );
+        }
+        self.note(answer);
+        Ok(())
+    }
+
+    fn check_copy(&self, address: &str, answer: &Introduction) -> anyhow::Result<()> {
+        let id = answer.node.as_ref().map(|node| node.id.as_str());
+        if id == Some(&self.me.to_string()) && answer.instance != self.instance {
+            bail!(
+                "the node at {address} runs on a copy of this data directory; each node needs its own"
+            );
+        }
+        Ok(())
     }
 
     /// Waits until this node belongs to a cluster, and returns the cluster as it was last known here.
@@ -117,7 +171,7 @@ impl Founding {
     pub(crate) async fn wait(&self, health: &NodeHealth) -> anyhow::Result<ClusterState> {
         let mut rounds = 0u32;
         while self.plan.borrow().is_none() {
-            match self.judge(self.ask_all().await)? {
+            match self.judge(self.ask(self.founders(), ANSWER_WITHIN).await)? {
                 Round::Join(plan, token) => {
                     tracing::info!(cluster = plan.cluster_id, "joins its cluster");
                     self.adopt(*plan, token)?;
@@ -147,35 +201,49 @@ impl Founding {
 
     fn introduction(&self) -> Introduction {
         Introduction {
-            node: Some(NodeRecord {
-                id: self.me.to_string(),
-                name: self.config.name.clone(),
-                peer_address: self.config.advertised_peer(),
-                client_address: self.config.advertised_client(),
-            }),
+            node: Some(self.record()),
             instance: self.instance,
             shards: self.config.cluster.shards,
             replication_factor: self.config.replicas(),
             initial_nodes: self.founders(),
-            token_hash: Hash::of(self.config.cluster.token.reveal().as_bytes())
-                .as_bytes()
-                .to_vec()
-                .into(),
+            token_hash: self.token_hash(),
             plan: None,
             admin_token: String::new(),
-            wire_version: WIRE_VERSION,
+            wire_version: PEER_WIRE,
         }
     }
 
-    fn founders(&self) -> Vec<String> {
+    /// What the cluster is to know of this node.
+    pub(crate) fn record(&self) -> NodeRecord {
+        versions::announced(NodeRecord {
+            id: self.me.to_string(),
+            name: self.config.name.clone(),
+            peer_address: self.config.advertised_peer(),
+            client_address: self.config.advertised_client(),
+            ..NodeRecord::default()
+        })
+    }
+
+    fn token_hash(&self) -> Bytes {
+        let hash = Hash::of(self.config.cluster.token.reveal().as_bytes());
+        hash.as_bytes().to_vec().into()
+    }
+
+    /// The addresses of `cluster.initial_nodes`, sorted.
+    pub(crate) fn founders(&self) -> Vec<String> {
         let mut founders = self.config.founding_nodes();
         founders.sort();
         founders
     }
 
-    async fn ask_all(&self) -> Vec<(String, Option<Introduction>)> {
-        let asked = self.founders().into_iter().map(|address| async {
-            let answer = grpc::introduce(&address, ANSWER_WITHIN, self.introduction()).await;
+    /// Introduces this node at each address; whoever does not answer within `limit` has no answer.
+    pub(crate) async fn ask(
+        &self,
+        addresses: impl IntoIterator<Item = String>,
+        limit: Duration,
+    ) -> Vec<(String, Option<Introduction>)> {
+        let asked = addresses.into_iter().map(|address| async move {
+            let answer = grpc::introduce(&address, limit, self.introduction()).await;
             (address, answer.ok())
         });
         futures::future::join_all(asked).await
@@ -185,11 +253,9 @@ impl Founding {
         let mine = self.introduction();
         for (address, answer) in &answers {
             let Some(answer) = answer else { continue };
-            let node = answer.node.clone().unwrap_or_default();
-            if node.id == self.me.to_string() && answer.instance != self.instance {
-                bail!(
-                    "the node at {address} runs on a copy of this data directory; each node needs its own"
-                );
+            self.check_copy(address, answer)?;
+            if let Err(reason) = check_versions(answer) {
+                return Ok(Round::Wait(format!("the node at {address}: {reason}")));
             }
             if answer.token_hash != mine.token_hash {
                 return Ok(Round::Wait(format!(
@@ -317,7 +383,7 @@ impl Founding {
 }
 
 impl Doorkeeper for Founding {
-    fn admit(&self, cluster_id: &str, node: NodeId) -> Result<(), String> {
+    fn admit(&self, cluster_id: &str, node: NodeId, wanted: NodeId) -> Result<(), String> {
         let plan = self.plan.borrow();
         let Some(plan) = &*plan else {
             return Err("this node belongs to no cluster yet".to_owned());
@@ -327,6 +393,9 @@ impl Doorkeeper for Founding {
                 "this node belongs to another cluster, {}",
                 plan.cluster_id
             ));
+        }
+        if wanted != self.me {
+            return Err(format!("here listens node {}, not {wanted}", self.me));
         }
         let node = node.to_string();
         let known = plan.nodes.iter().any(|known| known.id == node);
@@ -338,6 +407,12 @@ impl Doorkeeper for Founding {
     fn introduce(&self, introduction: Introduction) -> BoxFuture<'_, Introduction> {
         Box::pin(async move { self.answer(&introduction) })
     }
+}
+
+/// Whether this node can work with another, by the versions that both understand.
+fn check_versions(other: &Introduction) -> Result<(), String> {
+    let node = other.node.clone().unwrap_or_default();
+    versions::check_levels(node.feature_level_min, node.feature_level)
 }
 
 /// The replicas on this node's disk, whatever state they are in.

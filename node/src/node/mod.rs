@@ -1,5 +1,6 @@
 //! One node: built in order of dependence, stopped in reverse.
 
+mod addresses;
 mod founding;
 mod health;
 mod keeper;
@@ -23,7 +24,7 @@ use crate::edge::peer::PeerService;
 use crate::peer::grpc::Dialer;
 use crate::peer::{Links, Peers};
 use crate::replica::clock::{Vitals, system_wall_clock};
-use crate::replica::{Context, Replicas};
+use crate::replica::{Context, LevelOf, Replicas};
 use crate::router::placement::Placement;
 use crate::router::{Router, outbox};
 use crate::session::Sessions;
@@ -31,6 +32,7 @@ use crate::storage::rocks::RocksStore;
 use crate::storage::{Store, syncer::Syncer};
 use crate::types::{NodeId, ReplicaId, ShardId};
 use crate::{metrics, telemetry};
+use addresses::Addresses;
 use founding::{Founding, local_replicas};
 use health::NodeHealth;
 use keeper::Keeper;
@@ -150,7 +152,11 @@ impl Node {
         let me = founding.identity();
         let placement = Arc::new(Placement::from_state(&cluster)?);
         let (placement_sender, placements) = watch::channel(Arc::clone(&placement));
-        let links = open_links(config, me, &placements, shutdown);
+        let addresses = Arc::new(Addresses {
+            founding: Arc::clone(founding),
+            placements: placements.clone(),
+        });
+        let links = open_links(config, me, &placement.cluster_id, &addresses, shutdown);
         let peers: Arc<dyn Peers> = Arc::new(links.clone());
         let vitals = Arc::new(Vitals::default());
         let wall = system_wall_clock();
@@ -168,6 +174,7 @@ impl Node {
             nodes: placement.nodes().len(),
             shards: placement.shards,
             disk_low: no_room,
+            feature_level: announced_levels(&placements),
             outbox: outbox_signal,
             cluster_changed: Arc::clone(&cluster_changed),
         }));
@@ -177,6 +184,9 @@ impl Node {
             Arc::clone(&wall),
         ));
         links.serve_here(Arc::clone(&service) as Arc<_>);
+        addresses.greet().await?;
+        let stop = shutdown.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(addresses.look_for_others()).await });
         for local in local_replicas(&*store)? {
             open_replica(&replicas, &placement, &*store, &local).await?;
         }
@@ -205,6 +215,7 @@ impl Node {
             disk_low,
             clock_warning: clock_warning(health),
             plan: cluster.plan.unwrap_or_default(),
+            record: founding.record(),
             cluster_changed,
         };
         tokio::spawn(controller.run(shutdown.clone()));
@@ -281,22 +292,26 @@ fn no_majority_has_room(
     Arc::new(move || here() || 2 * (nodes - vitals.nodes_without_room().min(nodes)) <= nodes)
 }
 
+/// What the other nodes understand, as the meta shard has it.
+fn announced_levels(placements: &watch::Receiver<Arc<Placement>>) -> LevelOf {
+    let placements = placements.clone();
+    Arc::new(move |node| {
+        let placement = placements.borrow();
+        let node = placement.nodes().get(&node);
+        node.map_or(0, |node| node.feature_level)
+    })
+}
+
 fn open_links(
     config: &Config,
     me: NodeId,
-    placements: &watch::Receiver<Arc<Placement>>,
+    cluster_id: &str,
+    addresses: &Arc<Addresses>,
     shutdown: &CancellationToken,
 ) -> Links {
-    let resolved = placements.clone();
-    let resolve = move |node: NodeId| {
-        let placement = resolved.borrow();
-        placement
-            .nodes()
-            .get(&node)
-            .map(|node| node.peer_address.clone())
-    };
-    let cluster_id = placements.borrow().cluster_id.clone();
-    let dialer = Dialer::new(me, cluster_id, config.peer.clone(), Arc::new(resolve));
+    let addresses = Arc::clone(addresses);
+    let resolve = Arc::new(move |node| addresses.of(node));
+    let dialer = Dialer::new(me, cluster_id.to_owned(), config.peer.clone(), resolve);
     Links::new(
         me,
         config.peer.clone(),

@@ -3,35 +3,42 @@
 //! A dead peer is noticed by HTTP/2 pings within `peer.keep_alive_ms` and `peer.keep_alive_timeout_ms`; calls have their
 //! own, shorter deadlines. Also the two calls to an address that need no link, because a cluster begins with them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
 use roost_proto::peer::peer_client::PeerClient;
 use roost_proto::peer::{Frame, Introduction};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use super::{Dial, DialError, Frames, Lane, MESSAGE_BYTES_MAX, WIRE_VERSION};
+use super::{Dial, DialError, Frames, Lane, MESSAGE_BYTES_MAX};
 use crate::config;
 use crate::types::NodeId;
+use crate::versions;
 
 /// Metadata that opens a stream: the cluster's id.
 pub const CLUSTER: &str = "roost-cluster";
 /// Metadata that opens a stream: the calling node's id.
 pub const NODE: &str = "roost-node";
-/// Metadata that opens a stream: the caller's [`WIRE_VERSION`].
+/// Metadata that opens a stream: the id of the node that is wanted. At its address another may listen by now.
+pub const WANTED: &str = "roost-wanted";
+/// Metadata that opens a stream: the caller's [`versions::PEER_WIRE`].
 pub const VERSION: &str = "roost-wire-version";
+/// Metadata that opens a stream: the oldest and the newest feature level that the caller understands.
+pub const LEVELS: [&str; 2] = ["roost-feature-level-min", "roost-feature-level"];
 
 /// Bytes on their way that one stream's receiver takes before it must have read some: eight frames of usual size, so
 /// that a long round trip does not hold up a busy link.
 pub(super) const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
-/// Where a node listens for other nodes (`host:port`), as far as it is known now.
-pub type Resolve = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
+/// Where a node may listen for other nodes (`host:port`), as far as it is known now, the likeliest first.
+pub type Resolve = Arc<dyn Fn(NodeId) -> Vec<String> + Send + Sync>;
 
 /// Dials other nodes of one cluster.
 pub struct Dialer {
@@ -39,6 +46,8 @@ pub struct Dialer {
     cluster_id: String,
     bounds: config::Peer,
     resolve: Resolve,
+    /// Failed attempts: each goes on to the next of a node's addresses. One number a lane of each node.
+    failed: Mutex<BTreeMap<(NodeId, Lane), usize>>,
 }
 
 impl Dialer {
@@ -50,6 +59,7 @@ impl Dialer {
             cluster_id,
             bounds,
             resolve,
+            failed: Mutex::default(),
         }
     }
 
@@ -59,9 +69,26 @@ impl Dialer {
         lane: Lane,
         frames: Frames,
     ) -> Result<BoxStream<'static, Frame>, DialError> {
-        let address = (self.resolve)(node).ok_or(DialError::UnknownAddress)?;
+        let addresses = (self.resolve)(node);
+        let failed = self.failed.lock().get(&(node, lane)).copied();
+        let next = failed.unwrap_or(0) % addresses.len().max(1);
+        let address = addresses.get(next).ok_or(DialError::UnknownAddress)?;
+        let opened = self.open_in_time(address, node, lane, frames).await;
+        if opened.is_err() {
+            *self.failed.lock().entry((node, lane)).or_default() = next + 1;
+        }
+        opened
+    }
+
+    async fn open_in_time(
+        &self,
+        address: &str,
+        node: NodeId,
+        lane: Lane,
+        frames: Frames,
+    ) -> Result<BoxStream<'static, Frame>, DialError> {
         let limit = Duration::from_millis(self.bounds.connect_timeout_ms);
-        let opening = self.open_at(&address, lane, frames, limit);
+        let opening = self.open_at(address, node, lane, frames, limit);
         match tokio::time::timeout(limit, opening).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(FoundingError::NoConnection { address, reason })) => {
@@ -71,7 +98,7 @@ impl Dialer {
                 Err(DialError::Refused { address, reason })
             }
             Err(_) => Err(DialError::NoConnection {
-                address,
+                address: address.to_owned(),
                 reason: format!("not open after {} ms", limit.as_millis()),
             }),
         }
@@ -80,6 +107,7 @@ impl Dialer {
     async fn open_at(
         &self,
         address: &str,
+        node: NodeId,
         lane: Lane,
         frames: Frames,
         limit: Duration,
@@ -89,7 +117,7 @@ impl Dialer {
             .keep_alive_timeout(Duration::from_millis(self.bounds.keep_alive_timeout_ms))
             .keep_alive_while_idle(true);
         let mut client = connect(&endpoint, address).await?;
-        let request = self.request(frames);
+        let request = self.request(node, frames);
         let answered = match lane {
             Lane::Control => client.control(request).await,
             Lane::Traffic => client.traffic(request).await,
@@ -105,19 +133,23 @@ impl Dialer {
             .boxed())
     }
 
-    fn request(&self, frames: Frames) -> Request<Frames> {
+    fn request(&self, wanted: NodeId, frames: Frames) -> Request<Frames> {
         let mut request = Request::new(frames);
         let metadata = request.metadata_mut();
         // Ids are hexadecimal digits and dashes; anything else would be refused by the other side anyway.
         for (key, value) in [
             (CLUSTER, self.cluster_id.clone()),
             (NODE, self.me.to_string()),
+            (WANTED, wanted.to_string()),
         ] {
             if let Ok(value) = MetadataValue::try_from(value) {
                 metadata.insert(key, value);
             }
         }
-        metadata.insert(VERSION, WIRE_VERSION.into());
+        let [level_min, level] = LEVELS;
+        metadata.insert(VERSION, versions::PEER_WIRE.into());
+        metadata.insert(level_min, versions::FEATURE_LEVEL_MIN.into());
+        metadata.insert(level, versions::FEATURE_LEVEL.into());
         request
     }
 }

@@ -36,12 +36,6 @@ use crate::types::NodeId;
 pub use frames::Frames;
 pub use links::{Dial, DialError, Links};
 
-/// The version of the wire between nodes that this build speaks, said when a link is opened.
-pub const WIRE_VERSION: u32 = 1;
-
-/// The oldest version of the wire that this build understands: one version back always works in one cluster.
-pub const WIRE_VERSION_MIN: u32 = 1;
-
 /// Largest message, and so the largest frame, in either direction. A frame is at most `peer.frame_bytes_max` (8 MiB at
 /// most) unless it holds one larger message, and the largest is an append of one proposal: `raft.batch_bytes_max` (8 MiB
 /// at most) or a single command. Twice that leaves room for what encoding adds.

@@ -15,19 +15,20 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::grpc::{CLUSTER, NODE, VERSION, WINDOW_BYTES};
+use super::grpc::{CLUSTER, LEVELS, NODE, VERSION, WANTED, WINDOW_BYTES};
 use super::serving::Serving;
-use super::{Lane, LinkId, MESSAGE_BYTES_MAX, Service, WIRE_VERSION, WIRE_VERSION_MIN};
+use super::{Lane, LinkId, MESSAGE_BYTES_MAX, Service};
 use crate::config;
 use crate::types::NodeId;
+use crate::versions::{self, PEER_WIRE, PEER_WIRE_MIN};
 
 /// What only the node itself knows: which cluster it is in, and with whom.
 pub trait Doorkeeper: Send + Sync + 'static {
-    /// Whether a node of a cluster may open a link.
+    /// Whether a node of a cluster may open a link to the node that it wants.
     ///
     /// # Errors
     /// The reason, which the other side logs.
-    fn admit(&self, cluster_id: &str, node: NodeId) -> Result<(), String>;
+    fn admit(&self, cluster_id: &str, node: NodeId, wanted: NodeId) -> Result<(), String>;
 
     /// Answers an introduction with one's own.
     fn introduce(&self, introduction: Introduction) -> BoxFuture<'_, Introduction>;
@@ -123,22 +124,29 @@ impl Server {
                 .and_then(|value| value.to_str().ok());
             value.ok_or_else(|| Status::invalid_argument(format!("a link opens with {key}")))
         };
-        let version = text(VERSION)?;
-        if version
-            .parse::<u32>()
-            .is_ok_and(|version| version < WIRE_VERSION_MIN)
-        {
+        let number = |key| {
+            let value = text(key)?.parse::<u32>();
+            value.map_err(|_| Status::invalid_argument(format!("{key} is no number")))
+        };
+        let node = |key| {
+            let id = NodeId::parse(text(key)?);
+            id.map_err(|error| Status::invalid_argument(error.to_string()))
+        };
+        let wire = number(VERSION)?;
+        if wire < PEER_WIRE_MIN {
             return Err(Status::failed_precondition(format!(
-                "wire version {version} is too old for this node, which speaks {WIRE_VERSION_MIN} to {WIRE_VERSION}"
+                "wire version {wire} is too old for this node, which speaks {PEER_WIRE_MIN} to {PEER_WIRE}"
             )));
         }
-        let node = NodeId::parse(text(NODE)?)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let [level_min, level] = LEVELS;
+        versions::check_levels(number(level_min)?, number(level)?)
+            .map_err(|reason| Status::failed_precondition(format!("the caller: {reason}")))?;
+        let from = node(NODE)?;
         self.0
             .doorkeeper
-            .admit(text(CLUSTER)?, node)
+            .admit(text(CLUSTER)?, from, node(WANTED)?)
             .map_err(Status::permission_denied)?;
-        Ok(node)
+        Ok(from)
     }
 }
 

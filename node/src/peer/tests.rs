@@ -29,6 +29,7 @@ use super::memory::Network;
 use super::server::{Doorkeeper, Server};
 use super::*;
 use crate::config;
+use crate::versions::PEER_WIRE;
 
 const CLUSTER: &str = "5a4f2c6e-0000-4000-8000-000000000000";
 /// Longer than any test may take; a deadline that must not be reached.
@@ -134,17 +135,17 @@ impl Service for Fake {
 }
 
 impl Doorkeeper for Fake {
-    fn admit(&self, cluster_id: &str, _: NodeId) -> Result<(), String> {
-        let known = cluster_id == CLUSTER;
-        known
-            .then_some(())
-            .ok_or_else(|| "another cluster".to_owned())
+    fn admit(&self, cluster_id: &str, _: NodeId, wanted: NodeId) -> Result<(), String> {
+        match cluster_id == CLUSTER && wanted == node(2) {
+            true => Ok(()),
+            false => Err("another cluster, or another node".to_owned()),
+        }
     }
 
     fn introduce(&self, introduction: Introduction) -> BoxFuture<'_, Introduction> {
         Box::pin(async move {
             Introduction {
-                wire_version: WIRE_VERSION,
+                wire_version: PEER_WIRE,
                 ..introduction
             }
         })
@@ -180,7 +181,7 @@ impl Listening {
 }
 
 fn dial(address: SocketAddr, cluster: &str, bounds: config::Peer) -> Links {
-    let resolve = Arc::new(move |_| Some(address.to_string()));
+    let resolve = Arc::new(move |_| vec![address.to_string()]);
     let dialer = Dialer::new(node(1), cluster.to_owned(), bounds.clone(), resolve);
     Links::new(
         node(1),
@@ -328,6 +329,35 @@ async fn another_cluster_is_refused() {
     listening.stop().await;
 }
 
+/// Goal: a node that has moved is found, and another that listens where it was is not taken for it. Method: two
+/// addresses, the first another node's; then only that one.
+#[tokio::test]
+async fn a_link_goes_to_the_wanted_node_wherever_it_is() {
+    let (_fake, listening, _) = pair().await;
+    let shut = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let nobody = shut.local_addr().expect("bound").to_string();
+    drop(shut);
+    let here = listening.address.to_string();
+    let links = |addresses: Vec<String>| {
+        let resolve = Arc::new(move |_| addresses.clone());
+        let dialer = Dialer::new(node(1), CLUSTER.to_owned(), bounds(), resolve);
+        let stop = CancellationToken::new();
+        Links::new(node(1), bounds(), Arc::new(dialer), 7, stop)
+    };
+    let found = links(vec![nobody, here.clone()]);
+    tokio::time::timeout(LONG, call_until_up(&found))
+        .await
+        .expect("the second address is tried");
+    let wrong = links(vec![here]);
+    let asked = wrong.call(node(3), Lane::Traffic, LONG, raft(5)).await;
+    assert_eq!(
+        asked,
+        Err(Error::Unreachable(node(3))),
+        "node 2 listens there"
+    );
+    listening.stop().await;
+}
+
 #[tokio::test]
 async fn a_node_answers_introductions_before_it_serves() {
     let fake = Arc::new(Fake::default());
@@ -348,7 +378,7 @@ async fn a_node_answers_introductions_before_it_serves() {
     )
     .await;
     let answer = answer.expect("introduced");
-    assert_eq!((answer.shards, answer.wire_version), (32, WIRE_VERSION));
+    assert_eq!((answer.shards, answer.wire_version), (32, PEER_WIRE));
 
     let links = dial(address, CLUSTER, bounds());
     assert_eq!(

@@ -47,8 +47,8 @@ pub(super) fn decode<T: Code>(what: &'static str, mut bytes: Bytes) -> Result<T,
         Some(version) => {
             return Err(Error::UnknownFormat {
                 what,
-                version,
-                known: FORMAT,
+                version: version.into(),
+                known: FORMAT.into(),
             });
         }
     }

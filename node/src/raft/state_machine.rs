@@ -23,6 +23,7 @@ use super::types::{
 use crate::shard::{Effects, Machine, Txn};
 use crate::storage::keys::{Home, Key};
 use crate::storage::{Batch, Column, Error, Op, value};
+use crate::versions;
 
 /// Takes the effects of every applied batch, on every replica; only the leader acts on them. Must not block.
 pub type EffectSink = Arc<dyn Fn(Effects) + Send + Sync>;
@@ -124,11 +125,24 @@ impl StateMachine {
 }
 
 fn decode(bytes: bytes::Bytes) -> Result<Commands, Error> {
-    // The entry's checksum was right, so this is a batch of a version that nobody should have proposed.
-    Commands::decode(bytes).map_err(|error| Error::Corrupt {
+    // The entry's checksum was right, so this is no batch that anybody should have proposed.
+    let batch = Commands::decode(bytes).map_err(|error| Error::Corrupt {
         what: "command",
         detail: error.to_string(),
-    })
+    })?;
+    let known = batch
+        .commands
+        .iter()
+        .all(|command| command.command.is_some());
+    match known && versions::understands(batch.feature_level) {
+        true => Ok(batch),
+        // To skip it would be to diverge from the replicas that know it.
+        false => Err(Error::UnknownFormat {
+            what: "a command in the log",
+            version: batch.feature_level,
+            known: versions::FEATURE_LEVEL,
+        }),
+    }
 }
 
 fn progress_row(home: Home, progress: &Progress) -> Op {

@@ -9,6 +9,8 @@ pub mod clock;
 mod delivery;
 mod error;
 mod hand_over;
+#[cfg(test)]
+mod level_tests;
 mod proposer;
 mod replicas;
 
@@ -36,7 +38,8 @@ use crate::raft::{Group, Role, View};
 use crate::shard::{Effects, read::Reader};
 use crate::storage::keys::Key;
 use crate::storage::value;
-use crate::types::{ReplicaId, ShardId, UserId};
+use crate::types::{NodeId, ReplicaId, ShardId, UserId};
+use crate::versions;
 use barrier::Barrier;
 use clock::ShardClock;
 use delivery::Delivery;
@@ -52,6 +55,9 @@ const QUORUM_SILENCE_MAX: Duration = Duration::from_secs(1);
 /// A shard that this node leads has outbox rows for a destination.
 pub type OutboxSignal = mpsc::UnboundedSender<(ShardId, ShardId)>;
 
+/// The newest feature level that a node has announced.
+pub type LevelOf = Arc<dyn Fn(NodeId) -> u32 + Send + Sync>;
+
 /// One shard's copy on this node.
 pub struct Replica {
     shard: ShardId,
@@ -65,6 +71,7 @@ pub struct Replica {
     /// Entries wait for deletion; chores look.
     trims: Notify,
     disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
+    feature_level: LevelOf,
     damage: Arc<Mutex<Option<String>>>,
     stop: CancellationToken,
 }
@@ -87,6 +94,8 @@ pub struct Parts {
     pub outbox: OutboxSignal,
     /// Whether this node's disk is below its reserve.
     pub disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// What the nodes of the voters understand.
+    pub feature_level: LevelOf,
 }
 
 impl Replica {
@@ -123,6 +132,7 @@ impl Replica {
             trims: Notify::new(),
             damage,
             disk_low: parts.disk_low,
+            feature_level: parts.feature_level,
             stop,
         });
         let leadership = Arc::clone(&replica);
@@ -218,6 +228,7 @@ impl Replica {
         if sends {
             self.wait_for_time()?;
         }
+        self.check_level(&command)?;
         self.proposer.propose(command).await
     }
 
@@ -323,6 +334,21 @@ impl Replica {
         self.delivery.close();
         self.stop.cancel();
         self.group.shutdown().await;
+    }
+
+    /// A command goes into the log only when every voter understands it. Otherwise it may be asked again: the voters are
+    /// being upgraded, or another leads who knows the command.
+    fn check_level(&self, command: &Command) -> Result<(), Error> {
+        let state = self.group.state();
+        let state = state.borrow();
+        let voters = state.voters.iter().map(|id| state.members.get(id));
+        let levels = voters.map(|node| node.map_or(0, |node| (self.feature_level)(*node)));
+        match versions::level_of(command) {
+            Some(level) if level <= versions::common_level(levels) => Ok(()),
+            _ => Err(Error::Internal(
+                "not every voter of the shard understands such a command yet".to_owned(),
+            )),
+        }
     }
 
     /// Until shard time has met the wall clock, a leader is none for whatever depends on the time: the router tries again.

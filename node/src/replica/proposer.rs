@@ -19,6 +19,7 @@ use super::error::Error;
 use crate::metrics;
 use crate::raft::{Group, ProposeError};
 use crate::types::ShardId;
+use crate::versions::level_of;
 
 /// How large a proposal and the queue before it may grow.
 #[derive(Debug, Clone, Copy)]
@@ -224,6 +225,11 @@ impl Task {
         let batch = Batch {
             time_ms: self.clock.now_ms(),
             limits: Some(self.limits),
+            feature_level: commands
+                .iter()
+                .filter_map(level_of)
+                .max()
+                .unwrap_or_default(),
             commands,
         };
         let batch = Bytes::from(batch.encode_to_vec());

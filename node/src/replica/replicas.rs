@@ -12,7 +12,7 @@ use roost_proto::peer::{
 use roost_proto::storage::{ClusterState, Limits, LocalReplica};
 
 use super::clock::{ShardClock, Vitals, WallClock};
-use super::{Bounds, Error, OutboxSignal, Parts, Replica, Target};
+use super::{Bounds, Error, LevelOf, OutboxSignal, Parts, Replica, Target};
 use crate::config::Config;
 use crate::peer::{LinkId, Peers};
 use crate::raft::{FoundError, Group, GroupConfig, Role, Timing};
@@ -41,6 +41,8 @@ pub struct Context {
     pub shards: u32,
     /// Whether this node's disk is below its reserve.
     pub disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// What the other nodes understand.
+    pub feature_level: LevelOf,
     /// Tells the outbox pump.
     pub outbox: OutboxSignal,
     /// Hears of every change of the cluster that the meta shard's replica here applies.
@@ -113,6 +115,7 @@ impl Replicas {
                 attachments_max: config.replica.attachments_max,
                 outbox: self.context.outbox.clone(),
                 disk_low: Arc::clone(&self.context.disk_low),
+                feature_level: Arc::clone(&self.context.feature_level),
             },
         );
         self.by_shard.write().insert(shard, Arc::clone(&replica));

@@ -95,9 +95,9 @@ pub enum Error {
         /// Which kind of row.
         what: &'static str,
         /// What stands on disk.
-        version: u8,
+        version: u32,
         /// The newest version that this build knows.
-        known: u8,
+        known: u32,
     },
 }
 

@@ -77,8 +77,8 @@ pub fn open(what: &'static str, key: &[u8], value: Bytes) -> Result<Bytes, Error
         VERSION => Ok(value.slice(VERSION_BYTES..payload_end)),
         version => Err(Error::UnknownFormat {
             what,
-            version,
-            known: VERSION,
+            version: version.into(),
+            known: VERSION.into(),
         }),
     }
 }

@@ -364,6 +364,7 @@ fn members() -> BTreeMap<ReplicaId, NodeId> {
 fn batch(commands: &[(u64, Kind)]) -> Batch {
     Batch {
         time_ms: commands[0].0,
+        feature_level: roost::versions::FEATURE_LEVEL,
         limits: Some(Limits {
             queue_entries_max: 60,
             queue_bytes_max: 8_000,

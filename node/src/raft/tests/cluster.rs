@@ -23,6 +23,7 @@ use crate::storage::memory::MemoryStore;
 use crate::storage::syncer::Syncer;
 use crate::storage::{Column, Store, value};
 use crate::types::{NodeId, ReplicaId, ShardId};
+use crate::versions::FEATURE_LEVEL;
 
 /// Counts batches: the row of each holds its time, and the outcome is the number so far.
 pub(super) struct Counter;
@@ -59,8 +60,14 @@ impl Machine for Counter {
 
 /// The batch that the counter counts under this number.
 pub(super) fn batch(number: u64) -> Bytes {
+    batch_of(number, FEATURE_LEVEL)
+}
+
+/// The same, of a feature level.
+pub(super) fn batch_of(number: u64, feature_level: u32) -> Bytes {
     let batch = Batch {
         time_ms: number,
+        feature_level,
         ..Batch::default()
     };
     batch.encode_to_vec().into()

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::{Failed, ProposeError, ReadError, Role, Timing};
-use super::cluster::{Cluster, batch, node};
+use super::cluster::{Cluster, batch, batch_of, node};
 use crate::storage::keys::Key;
 use crate::storage::{Column, Read as _, keys};
 use crate::types::ReplicaId;
+use crate::versions::FEATURE_LEVEL;
 
 fn upto(last: u64) -> BTreeSet<u64> {
     (1..=last).collect()
@@ -252,4 +253,23 @@ async fn damage_stops_the_replica() {
         state.failed
     );
     cluster.accept(3).await;
+}
+
+/// Goal: a command that this build does not know is never skipped. Method: a batch of the next feature level, as a newer
+/// leader would write it; every replica stops and says what to do, and what came before stands.
+#[tokio::test(start_paused = true)]
+async fn an_unknown_feature_level_stops_the_replica() {
+    let cluster = Cluster::start(11).await;
+    cluster.accept(1).await;
+    let leader = cluster.leader().await;
+    let group = cluster.group(leader);
+    let newer = batch_of(2, FEATURE_LEVEL + 1);
+    assert!(group.propose(newer).await.is_err());
+    let mut state = group.state();
+    let stopped = state.wait_for(|state| state.role == Role::Stopped);
+    match &stopped.await.unwrap().failed {
+        Some(Failed::Store(reason)) => assert!(reason.contains("newer roost"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(cluster.numbers(leader), upto(1));
 }

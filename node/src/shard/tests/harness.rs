@@ -54,6 +54,7 @@ impl Shard {
         let batch = Batch {
             time_ms: self.now_ms,
             limits: Some(self.limits),
+            feature_level: 1,
             commands: commands
                 .into_iter()
                 .map(|command| Command {

@@ -506,6 +506,7 @@ fn replay(log: &[(u64, Command)], limits: Limits, sizes: &[usize], home: Home) -
         let batch = Batch {
             time_ms,
             limits: Some(limits),
+            feature_level: 1,
             commands: now
                 .iter()
                 .map(|(_, command)| roost_proto::storage::Command {

@@ -228,6 +228,7 @@ impl Cluster {
             nodes: NODES,
             shards: SHARDS,
             disk_low: Arc::clone(&disk_low),
+            feature_level: Arc::new(|_| roost::versions::FEATURE_LEVEL),
             outbox: outbox_signal,
             cluster_changed: Arc::clone(&cluster_changed),
         }));
@@ -254,6 +255,7 @@ impl Cluster {
             me: id,
             clock_warning: Arc::new(|_| {}),
             plan: self.plan.clone(),
+            record: placement.nodes()[&id].clone(),
             peers,
             replicas: Arc::clone(&replicas),
             router: Arc::clone(&router),
