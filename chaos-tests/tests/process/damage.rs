@@ -3,36 +3,51 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use roost_chaos_tests::lab::{Lab, Setup, within};
+use roost_chaos_tests::lab::{Lab, Setup, until, within};
 use roost_chaos_tests::witness::{Witness, drained};
+use roost_chaos_tests::workload::{self, Plan};
 use roost_client::Credentials;
 
-use crate::files::{files, flip_bit, random_bodies};
+use crate::files::{Marks, Place, files, flip_bit, random_bodies};
 use crate::{ANN, BOB, CAROL, LIMIT};
 
 const BODY_BYTES: usize = 4 << 10;
 const MESSAGES: usize = 30;
 const DAMAGED: &str = "damaged";
+/// Other users, who go on sending and receiving meanwhile.
+const BUSY: [&str; 3] = ["+15551001", "+15551002", "+15551003"];
+const LOAD: Plan = Plan {
+    seed: 11,
+    messages: 600,
+    pipeline: 8,
+    clients: 3,
+    limit: Duration::from_secs(120),
+};
 
 /// A cluster whose users are offline and have messages.
 struct Stage {
     lab: Lab,
     sender: Witness,
-    offline: [Credentials; 2],
+    offline: Vec<Credentials>,
     bodies: Vec<Vec<u8>>,
     each: usize,
 }
 
 impl Stage {
     async fn start() -> Result<Self> {
+        Self::start_for(&[BOB, CAROL]).await
+    }
+
+    async fn start_for(users: &[&str]) -> Result<Self> {
         let lab = Lab::start(Setup::nodes(3).shards(4).alone()).await?;
         let ann = lab.add_device(ANN, "phone").await?;
-        let offline = [
-            lab.add_device(BOB, "phone").await?,
-            lab.add_device(CAROL, "phone").await?,
-        ];
+        let mut offline = Vec::new();
+        for user in users {
+            offline.push(lab.add_device(user, "phone").await?);
+        }
         let mut stage = Self {
             sender: Witness::connect(&lab.history, lab.anywhere(&ann))?,
             lab,
@@ -57,6 +72,11 @@ impl Stage {
 
     /// Everything must come to everybody.
     async fn listen(self) -> Result<()> {
+        self.receive().await?;
+        self.lab.pass().await
+    }
+
+    async fn receive(&self) -> Result<()> {
         for device in &self.offline {
             let listener = Witness::listen(&self.lab.history, self.lab.anywhere(device), None)?;
             let deliveries = listener.receive(self.each, LIMIT).await?;
@@ -65,7 +85,17 @@ impl Stage {
                 .await?;
             drained(&self.lab.history, device);
         }
-        self.lab.pass().await
+        Ok(())
+    }
+
+    /// Users whom nothing that happens to a node may disturb.
+    async fn load(&self) -> Result<impl Future<Output = Result<workload::Totals>> + use<>> {
+        let mut cast = Vec::new();
+        for user in BUSY {
+            cast.push(self.lab.add_device(user, "phone").await?);
+        }
+        let (history, urls) = (self.lab.history.clone(), self.lab.cluster.client_urls());
+        Ok(async move { workload::run(&history, &urls, &cast, LOAD).await })
     }
 
     /// Starts a node that must refuse to run, and say that something is damaged.
@@ -150,4 +180,93 @@ async fn a_torn_record_behind_the_synced_ones_is_cut_off() -> Result<()> {
     stage.lab.cluster.wait_ready().await?;
     stage.send("after").await?;
     stage.listen().await
+}
+
+/// Goal: a damaged row of a table file is never served and never lost: the replica that reads it stops, says so, and is
+/// replaced by a new one, while everybody is served. Method: see [`renewal`], at the running leader, which reads the
+/// rows for their user.
+#[tokio::test]
+async fn a_damaged_row_at_the_leader_has_its_replica_renewed() -> Result<()> {
+    renewal(true).await
+}
+
+/// Goal: as above, of a replica that reads nothing for anybody. Method: see [`renewal`], at a running follower, which
+/// reads the rows when it applies their acknowledgement.
+#[tokio::test]
+async fn a_damaged_row_at_a_follower_has_its_replica_renewed() -> Result<()> {
+    renewal(false).await
+}
+
+/// All nodes are killed and started, which moves the queue of an offline user into table files. While others send and
+/// receive, one bit in each piece of each queued row is flipped in those of one running node, and the user listens.
+/// Whoever leads by then: the leader reads the rows to deliver them, and all replicas to apply their acknowledgement.
+async fn renewal(at_leader: bool) -> Result<()> {
+    let mut stage = Stage::start_for(&[BOB]).await?;
+    let marks = Marks::of(&stage.bodies);
+    // Applied rows are synced with later log entries; a start then finds them and need not apply them again.
+    stage.bodies = random_bodies(MESSAGES, BODY_BYTES);
+    stage.send("later").await?;
+    stage.lab.fault("kill -9 of all");
+    stage.lab.cluster.kill_all().await?;
+    stage.lab.cluster.start_all()?;
+    stage.lab.cluster.wait_ready().await?;
+    let load = stage.load().await?;
+    let damage = async {
+        let shard = stage.lab.shard_of(BOB);
+        let leader = stage.lab.leader_of(BOB).await?;
+        let victim = if at_leader { leader } else { leader % 3 + 1 };
+        let (old, _) = replica_of(&stage.lab, shard, victim).await?;
+        let data_dir = stage.lab.cluster.node(victim).data_dir();
+        let rows = until(LIMIT, "queued rows in table files", async || {
+            let (mut rows, _) = marks.find(&data_dir)?;
+            rows.retain(|place| holds_states(&place.file));
+            Ok((!rows.is_empty()).then_some(rows))
+        });
+        let rows: Vec<Place> = rows.await?;
+        let what = format!("node {victim}: a bit in each of {} places", rows.len());
+        stage.lab.fault(what);
+        for row in &rows {
+            flip_bit(&row.file, row.offset)?;
+        }
+        stage.receive().await?;
+        let new = until(LIMIT, "a new replica that votes", async || {
+            let (new, all_vote) = replica_of(&stage.lab, shard, victim).await?;
+            Ok((all_vote && new != old).then_some(new))
+        });
+        println!(
+            "node {victim}: replica {old} of shard {shard} became {}",
+            new.await?
+        );
+        let said = stage.lab.log(victim)?;
+        ensure!(said.contains("a replica is damaged; it stops"), "{said}");
+        until(LIMIT, "nothing damaged is left", async || {
+            let waiting = stage.lab.metric(victim, "roost_replica_corrupt_replicas");
+            Ok((waiting.await? == Some(0.0)).then_some(()))
+        })
+        .await
+    };
+    let (total, ()) = futures::try_join!(load, damage)?;
+    println!("beside it: {total:?}");
+    stage.lab.pass().await
+}
+
+/// Whether it is a table file of applied states: its properties name the column.
+fn holds_states(file: &Path) -> bool {
+    const NAME: &[u8] = b"namestate";
+    let is_table = file.extension().is_some_and(|ext| ext == "sst");
+    is_table && fs::read(file).is_ok_and(|bytes| bytes.windows(NAME.len()).any(|at| at == NAME))
+}
+
+/// The id of a node's replica of a shard, and whether all replicas of the shard vote.
+async fn replica_of(lab: &Lab, shard: u32, k: u16) -> Result<(u64, bool)> {
+    let status = lab.admin()?.status().await?;
+    let name = lab.cluster.node(k).name();
+    let node = status.nodes.iter().find(|node| node.name == name);
+    let node = node.context("the node is known")?;
+    let shard = status.shards.iter().find(|known| known.id == shard);
+    let replicas = &shard.context("the shard is known")?.replicas;
+    let replica = replicas.iter().find(|replica| replica.node == node.id);
+    let replica = replica.context("the node has a replica")?.replica;
+    let votes = |role: &str| matches!(role, "leader" | "follower" | "candidate");
+    Ok((replica, replicas.iter().all(|replica| votes(&replica.role))))
 }
