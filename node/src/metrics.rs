@@ -145,8 +145,16 @@ metrics! {
         "The shard's term as this node knows it."
     Counter SNAPSHOTS = "roost_raft_installed_snapshots_total", Count;
         "Snapshots that replicas of this node installed because the log no longer reached them."
+    Counter SENT_SNAPSHOT_BYTES = "roost_raft_sent_snapshot_bytes_total", Bytes;
+        "Bytes of snapshots that this node sent, bounded per second by raft.snapshot_bytes_per_second."
+    Counter RECEIVED_SNAPSHOT_BYTES = "roost_raft_received_snapshot_bytes_total", Bytes;
+        "Bytes of snapshots that came to replicas of this node: grows while they catch up."
+    Gauge SENDING_SNAPSHOTS = "roost_raft_sending_snapshots", Count;
+        "Snapshots that this node is sending, bounded by raft.snapshots_max."
+    Gauge RECEIVING_SNAPSHOTS = "roost_raft_receiving_snapshots", Count;
+        "Replicas of this node that are catching up by snapshot."
     Gauge RAFT_LAG = "roost_raft_lag_entries", Count, by "shard";
-        "Log entries that this replica has and has not applied."
+        "Log entries that this replica knows of, or knows to be committed, and has not applied."
 
     // Storage.
     Histogram SYNC_LATENCY = "roost_storage_sync_latency_seconds", Seconds, in LATENCY_SECONDS;
@@ -351,6 +359,7 @@ pub fn set_bounds(config: &Config) {
             config.replica.attachments_max as f64,
         ),
         ("raft.log_bytes_max", config.raft.log_bytes_max as f64),
+        ("raft.snapshots_max", config.raft.snapshots_max as f64),
         ("peer.open_calls_max", config.peer.open_calls_max as f64),
     ] {
         BOUND.of(bound).set(limit);

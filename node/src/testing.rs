@@ -66,6 +66,8 @@ pub(crate) async fn follower() -> Arc<Group> {
         }),
         peers: Arc::new(Script::new(|_, _| None)),
         timing: Timing::LOCAL,
+        log_cache_bytes_max: 1 << 20,
+        pace: Arc::default(),
         effects: Arc::new(|_| ()),
     });
     Arc::new(group.await.unwrap())

@@ -3,4 +3,5 @@
 //! Run by `cargo xtask test --full`; the binary under test comes from `ROOST_BIN`.
 
 mod kills;
+mod memory;
 mod trace;

@@ -54,11 +54,15 @@ pub(super) fn to_json(status: &StatusResponse) -> Value {
                 .replicas
                 .iter()
                 .map(|replica| {
-                    json!({
+                    let mut shown = json!({
                         "node": replica.node,
                         "role": replica.role,
                         "lag_entries": replica.lag_entries,
-                    })
+                    });
+                    if let Some(bytes) = replica.snapshot_bytes {
+                        shown["snapshot_bytes"] = bytes.into();
+                    }
+                    shown
                 })
                 .collect();
             json!({
@@ -102,6 +106,9 @@ fn to_text(status: &StatusResponse) -> String {
         text += &format!("shard {shard_name} leader {leader} term {}", shard.term);
         for replica in &shard.replicas {
             text += &format!(" | {} {}", name(&replica.node), replica.role);
+            if let Some(bytes) = replica.snapshot_bytes {
+                text += &format!(" takes a snapshot, {bytes} bytes so far,");
+            }
             if replica.lag_entries > 0 {
                 text += &format!(" {} behind", replica.lag_entries);
             }

@@ -216,6 +216,7 @@ fn the_status_as_json() {
                 role: "follower".to_owned(),
                 lag_entries: 5,
                 replica: 1,
+                snapshot_bytes: None,
             }],
         }],
         queues: None,

@@ -137,12 +137,21 @@ section! {
         log_age_max_ms: u64 = 20 * MINUTE, within SECOND..=DAY;
         /// Bytes of log of all replicas of the node together; beyond it the longest logs are purged first.
         log_bytes_max: u64 = 512 * MIB, within MIB..=1024 * GIB;
+        /// Bytes of the newest log entries that the node keeps in memory, shared equally among as many replicas as there
+        /// are shards. Older entries, and larger ones, are read from the store.
+        log_cache_bytes: u64 = 8 * MIB, within 64 * KIB..=64 * GIB;
         /// Commands in one proposal. What waits beyond it goes into the next.
         batch_entries_max: usize = 256, within 1..=65_536;
         /// Bytes in one proposal, unless a single command is larger.
         batch_bytes_max: u64 = MIB, within KIB..=8 * MIB;
         /// A snapshot still under way after this is given up and begun anew, because it pins deleted rows on disk.
         snapshot_life_max_ms: u64 = 10 * MINUTE, within SECOND..=DAY;
+        /// Bytes of snapshots that the node sends in a second, all of its replicas together, so that they do not hold up
+        /// messages. A state that does not fit into `snapshot_life_max_ms` at this rate, shared by `snapshots_max`, never
+        /// arrives.
+        snapshot_bytes_per_second: u64 = 32 * MIB, within MIB..=64 * GIB;
+        /// Snapshots that the node sends at a time; further ones wait for their turn.
+        snapshots_max: usize = 2, within 1..=1024;
     }
 }
 
@@ -208,9 +217,9 @@ section! {
         /// `DISK_LOW`. 0 turns it off.
         disk_reserve_percent: u32 = 10, within 0..=90;
         /// Bytes of blocks that the store keeps in memory.
-        block_cache_bytes: u64 = 32 * MIB, within MIB..=1024 * GIB;
+        block_cache_bytes: u64 = 24 * MIB, within MIB..=1024 * GIB;
         /// Bytes of recent writes that the store keeps in memory, all columns together, until they go to files.
-        write_buffer_bytes: u64 = 32 * MIB, within MIB..=64 * GIB;
+        write_buffer_bytes: u64 = 16 * MIB, within MIB..=64 * GIB;
         /// Bytes of write-ahead log; beyond it the oldest memory goes to files so that the log can be cut.
         max_wal_bytes: u64 = 256 * MIB, within MIB..=1024 * GIB;
         /// When a delivered message is gone from every file of the data directory, at the latest (contract C5).

@@ -236,6 +236,7 @@ fn shard_status(
             role: known.map_or_else(|| "unreachable".to_owned(), |replica| replica.role.clone()),
             lag_entries: known.map_or(last_log, |replica| last_log.saturating_sub(replica.applied)),
             replica: id.0,
+            snapshot_bytes: known.and_then(|replica| replica.snapshot_bytes),
         }
     });
     Shard {

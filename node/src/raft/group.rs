@@ -22,9 +22,10 @@ use tokio::time::Instant;
 
 use super::collect::{Collector, Keep};
 use super::fault::Fault;
-use super::inbox::{self, Inbox};
+use super::inbox::{self, Inbox, Receiving};
 use super::log_store::LogStore;
 use super::network::Network;
+use super::pace::Pace;
 use super::state::{self, Role, State};
 use super::state_machine::{EffectSink, StateMachine};
 use super::states::{States, View};
@@ -52,6 +53,10 @@ pub struct GroupConfig {
     pub peers: Arc<dyn Peers>,
     /// The same in the whole cluster.
     pub timing: Timing,
+    /// Bytes of its newest log entries that stay in memory.
+    pub log_cache_bytes_max: usize,
+    /// How fast the node sends snapshots.
+    pub pace: Arc<Pace>,
     /// Takes the effects of what is applied; see [`EffectSink`].
     pub effects: EffectSink,
 }
@@ -133,7 +138,14 @@ impl Group {
         let replica = config.replica;
         let fault = Fault::default();
         let states = Arc::new(States::open(config.store.clone(), config.shard, replica)?);
-        let log = LogStore::open(replica, config.store, config.syncer, fault.clone()).await?;
+        let log = LogStore::open(
+            replica,
+            config.store,
+            config.syncer,
+            fault.clone(),
+            config.log_cache_bytes_max,
+        )
+        .await?;
         let machine = StateMachine::open(
             states.clone(),
             log.clone(),
@@ -146,6 +158,7 @@ impl Group {
             peers: config.peers,
             timing: config.timing,
             fault: fault.clone(),
+            pace: config.pace,
         };
         let settings = Arc::new(config.timing.config(&config.shard.to_string()));
         let opened = Raft::new(replica.0, settings, network, log.clone(), machine).await;
@@ -158,7 +171,7 @@ impl Group {
         let (state, follow) = state::follow(&raft, states.clone(), fault, config.timing);
         Ok(Self {
             replica,
-            inbox: Inbox::new(raft.clone(), log.clone(), states.clone()),
+            inbox: Inbox::new(raft.clone(), log.clone(), states.clone(), config.timing),
             collector: Mutex::new(Collector::new(log.extent())),
             follower: tokio::spawn(follow),
             change: tokio::sync::Mutex::default(),
@@ -250,6 +263,23 @@ impl Group {
         self.state.clone()
     }
 
+    /// Entries known to be in this log or committed by a leader that this replica has not applied.
+    #[must_use]
+    pub fn lag_entries(&self) -> u64 {
+        let state = self.state.borrow();
+        let known = state
+            .last_log
+            .unwrap_or_default()
+            .max(self.inbox.known_committed());
+        known.saturating_sub(state.last_applied.unwrap_or_default())
+    }
+
+    /// The snapshot that this replica is receiving, if one is on its way.
+    #[must_use]
+    pub fn receiving(&self) -> Option<Receiving> {
+        self.inbox.receiving()
+    }
+
     /// Answers another replica. A request for another replica id is refused: what was said to a replica that is gone
     /// must never reach the one that took its place.
     ///
@@ -297,8 +327,9 @@ impl Group {
     /// it several times within [`Keep::age`]: an entry counts as old as the call before it was written.
     ///
     /// # Errors
-    /// What the store reports while generations that were replaced are removed.
+    /// What the store reports while generations that were replaced or never finished are removed.
     pub async fn collect(&self, keep: Keep) -> Result<Option<u64>, storage::Error> {
+        self.inbox.forget_silent().await?;
         self.states.sweep()?;
         let target = {
             let now = Instant::now();

@@ -1,6 +1,8 @@
 //! What other replicas ask of this one: appends, votes, chunks of snapshots.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::Snapshot;
@@ -8,13 +10,15 @@ use openraft::error::RaftError;
 use roost_proto::peer::failure::Reason;
 use roost_proto::peer::{Failure, RaftRequest, RaftResponse, raft_request, raft_response};
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
 
 use super::codec::{decode_message, encode_message};
 use super::log_store::LogStore;
 use super::snapshot::{self, Answer, Chunk, Handle, Received, Receiver};
 use super::states::States;
+use super::timing::Timing;
 use super::types::{AppendRequest, Raft, Vote, VoteRequest};
-use crate::storage;
+use crate::{metrics, storage};
 
 /// Appends that may wait in a group at a time. A leader has one under way per follower, but gives it up after a
 /// heartbeat interval and sends it again: while the disk hangs, the copies must not pile up.
@@ -28,6 +32,20 @@ pub(super) struct Inbox {
     appends: Semaphore,
     /// One snapshot at a time; a newer transfer takes the place of an older one.
     incoming: Mutex<Incoming>,
+    /// What of `incoming` others may see without waiting for a chunk to be written.
+    receiving: parking_lot::Mutex<Option<Receiving>>,
+    silence_max: Duration,
+    /// The highest index that a leader has said to be committed.
+    known_committed: AtomicU64,
+}
+
+/// A snapshot on its way to this replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receiving {
+    /// Bytes of it that have come: a sign of progress.
+    pub bytes: u64,
+    /// When the last of them came.
+    pub heard: Instant,
 }
 
 #[derive(Default)]
@@ -38,14 +56,36 @@ struct Incoming {
 }
 
 impl Inbox {
-    pub(super) fn new(raft: Raft, log: LogStore, states: Arc<States>) -> Self {
+    pub(super) fn new(raft: Raft, log: LogStore, states: Arc<States>, timing: Timing) -> Self {
         Self {
             raft,
             log,
             states,
             appends: Semaphore::new(APPENDS_WAITING_MAX),
             incoming: Mutex::default(),
+            receiving: parking_lot::Mutex::default(),
+            silence_max: timing.snapshot_silence_max(),
+            known_committed: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn known_committed(&self) -> u64 {
+        self.known_committed.load(Ordering::Relaxed)
+    }
+
+    /// The transfer under way; none that its sender has given up.
+    pub(super) fn receiving(&self) -> Option<Receiving> {
+        let receiving = *self.receiving.lock();
+        receiving.filter(|receiving| receiving.heard.elapsed() < self.silence_max)
+    }
+
+    /// Removes what has come of a transfer that its sender has given up: nobody would ever delete those rows, and a
+    /// replica whose log reaches again gets no other snapshot in their place.
+    pub(super) async fn forget_silent(&self) -> Result<(), storage::Error> {
+        if self.receiving.lock().is_none() || self.receiving().is_some() {
+            return Ok(());
+        }
+        self.give_up(&mut *self.incoming.lock().await)
     }
 
     pub(super) async fn handle(&self, request: RaftRequest) -> Result<RaftResponse, Failure> {
@@ -70,6 +110,8 @@ impl Inbox {
             return Err(failure(Reason::Overloaded, "earlier appends wait"));
         };
         let request: AppendRequest = decode_message("append", bytes).map_err(refused)?;
+        let committed = request.leader_commit.map_or(0, |id| id.index);
+        self.known_committed.fetch_max(committed, Ordering::Relaxed);
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         Ok(encode_message(&response))
     }
@@ -82,6 +124,7 @@ impl Inbox {
 
     async fn chunk(&self, bytes: Bytes) -> Result<Answer, Failure> {
         // A damaged chunk is sent again by whoever gets this failure, from the beginning.
+        let bytes_long = bytes.len() as u64;
         let chunk: Chunk = decode_message("chunk of a snapshot", bytes).map_err(refused)?;
         let own = self.raft.metrics().borrow().vote;
         // Votes are only partly ordered: refused is what is not at least as new.
@@ -99,7 +142,15 @@ impl Inbox {
             return Ok(answer.clone());
         }
         let stream = chunk.stream;
-        let answer = self.receive(&mut incoming, chunk).await?;
+        metrics::RECEIVED_SNAPSHOT_BYTES
+            .handle()
+            .increment(bytes_long);
+        let received = self.receive(&mut incoming, chunk).await;
+        match incoming.receiver.is_some() {
+            true => self.note(bytes_long),
+            false => *self.receiving.lock() = None,
+        }
+        let answer = received?;
         if answer != Answer::Next {
             incoming.ended = Some((stream, answer.clone()));
         }
@@ -133,6 +184,15 @@ impl Inbox {
         }
     }
 
+    fn note(&self, bytes: u64) {
+        let mut receiving = self.receiving.lock();
+        let before = receiving.map_or(0, |receiving| receiving.bytes);
+        *receiving = Some(Receiving {
+            bytes: before + bytes,
+            heard: Instant::now(),
+        });
+    }
+
     async fn install(&self, vote: Vote, received: Received) -> Result<Answer, Failure> {
         let home = received.home;
         let snapshot = Snapshot {
@@ -149,6 +209,7 @@ impl Inbox {
     }
 
     fn give_up(&self, incoming: &mut Incoming) -> Result<(), storage::Error> {
+        *self.receiving.lock() = None;
         match incoming.receiver.take() {
             Some(receiver) => self.states.abandon(receiver.home()),
             None => Ok(()),

@@ -45,7 +45,6 @@ struct Shared {
 }
 
 /// What is known of the log without reading it.
-#[derive(Default)]
 struct Log {
     purged: Option<LogId>,
     /// The first entry there, if any.
@@ -73,8 +72,9 @@ impl LogStore {
         store: Arc<dyn Store>,
         syncer: Arc<Syncer>,
         fault: Fault,
+        cache_bytes_max: usize,
     ) -> Result<Self, Error> {
-        let log = recover(replica, store.as_ref())?;
+        let log = recover(replica, store.as_ref(), Cache::new(cache_bytes_max))?;
         let opened = Self(Arc::new(Shared {
             replica,
             store,
@@ -374,12 +374,14 @@ pub(super) fn read_sealed<T: codec::Code>(
     codec::decode(key.what(), payload).map(Some)
 }
 
-fn recover(replica: ReplicaId, store: &dyn Store) -> Result<Log, Error> {
+fn recover(replica: ReplicaId, store: &dyn Store, cache: Cache) -> Result<Log, Error> {
     let purged: Option<LogId> = read_sealed(store, &Key::Purged(replica))?;
     let mut log = Log {
         purged,
+        first: None,
         last: purged,
-        ..Log::default()
+        cache,
+        appended_bytes: 0,
     };
     let first = purged.map_or(0, |id| id.index + 1);
     let rows = store.scan(Column::Log, log_entries(replica, first..u64::MAX));

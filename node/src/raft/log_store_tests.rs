@@ -22,7 +22,7 @@ fn entry(index: u64) -> Entry {
 async fn open(disk: &MemoryStore) -> Result<LogStore, Error> {
     let store: Arc<dyn Store> = Arc::new(disk.clone());
     let syncer = Arc::new(Syncer::inline(store.clone(), |error| panic!("{error}")));
-    LogStore::open(REPLICA, store, syncer, Fault::default()).await
+    LogStore::open(REPLICA, store, syncer, Fault::default(), 1 << 20).await
 }
 
 /// A log with entries 0 to 9.

@@ -3,7 +3,7 @@
 //! Start with [`Group`]: one replica of a shard. `types` says what openraft is instantiated with, `codec` how its values
 //! look on disk and wire, `log_store` and `state_machine` keep them, `states` and `snapshot` move whole states,
 //! `network` asks other replicas and `inbox` answers them, `state` tells the layers above, `members` changes the
-//! group, `collect` decides what the log keeps.
+//! group, `collect` decides what the log keeps, `pace` how fast states are sent.
 //!
 //! Promises: openraft's types stay in here, every byte on disk and wire is our own, and whatever is answered is durable.
 
@@ -15,6 +15,7 @@ mod inbox;
 mod log_store;
 mod members;
 mod network;
+mod pace;
 mod snapshot;
 mod state;
 mod state_machine;
@@ -27,7 +28,9 @@ mod tests;
 
 pub use collect::Keep;
 pub use group::{FoundError, Group, GroupConfig, ProposeError, ReadError, Stopped};
+pub use inbox::Receiving;
 pub use members::ChangeError;
+pub use pace::Pace;
 pub use state::{Failed, Role, State};
 pub use state_machine::EffectSink;
 pub use states::View;

@@ -1,7 +1,7 @@
 //! Raft's calls to other replicas, over the links between nodes.
 //!
 //! Heartbeats and votes travel on the control lane, entries on the traffic lane, snapshots on the bulk lane, one chunk
-//! at a time. Whatever kept an answer away makes openraft leave the other side alone for a moment: an error that it
+//! at a time and at the node's pace, and only to who lacks something. Whatever kept an answer away makes openraft leave the other side alone for a moment: an error that it
 //! would retry at once is never returned, because a link that is down fails at once.
 
 use std::future::Future;
@@ -20,15 +20,19 @@ use tokio::time::Instant;
 
 use super::codec::{decode_message, encode_message};
 use super::fault::Fault;
+use super::pace::Pace;
 use super::snapshot::{Answer, Chunk, Frozen, Handle, Sender};
 use super::timing::Timing;
-use super::types::{AppendRequest, AppendResponse, TypeConfig, Vote, VoteRequest, VoteResponse};
+use super::types::{
+    AppendRequest, AppendResponse, LogId, TypeConfig, Vote, VoteRequest, VoteResponse,
+};
+use crate::metrics;
 use crate::peer::{Lane, Peers};
 use crate::storage;
 use crate::types::{NodeId, ReplicaId};
 
 /// How often a chunk of a snapshot is sent before the transfer is given up.
-const CHUNK_TRIES_MAX: u32 = 3;
+pub(super) const CHUNK_TRIES_MAX: u32 = 3;
 
 /// Makes the ends of links for one replica.
 pub(super) struct Network {
@@ -36,6 +40,7 @@ pub(super) struct Network {
     pub peers: Arc<dyn Peers>,
     pub timing: Timing,
     pub fault: Fault,
+    pub pace: Arc<Pace>,
 }
 
 /// One replica's way to another.
@@ -46,6 +51,7 @@ pub(super) struct Link {
     peers: Arc<dyn Peers>,
     timing: Timing,
     fault: Fault,
+    pace: Arc<Pace>,
 }
 
 /// Why there is no answer.
@@ -68,6 +74,8 @@ enum SendError {
     Refused(String),
     #[error("the snapshot took longer than its life")]
     Expired,
+    #[error("this node sends as many snapshots as it may already")]
+    NoTurn,
 }
 
 type NetError = RPCError<u64, NodeId, RaftError<u64>>;
@@ -84,6 +92,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             peers: self.peers.clone(),
             timing: self.timing,
             fault: self.fault.clone(),
+            pace: self.pace.clone(),
         }
     }
 }
@@ -123,8 +132,53 @@ impl Link {
         }
     }
 
+    async fn append(
+        &self,
+        request: &AppendRequest,
+        deadline: Duration,
+    ) -> Result<AppendResponse, CallError> {
+        let lane = match request.entries.is_empty() {
+            true => Lane::Control,
+            false => Lane::Traffic,
+        };
+        let body = raft_request::Body::Append(encode_message(request));
+        match self.call(lane, deadline, body).await? {
+            raft_response::Body::Append(bytes) => decoded("answer to an append", bytes),
+            _ => Err(CallError::Mismatch),
+        }
+    }
+
+    /// Asks whether the other side has everything that the state came from; if so, or if it follows another leader,
+    /// gives the vote that ends the transfer before it has begun.
+    ///
+    /// openraft 0.9 finds out where two logs agree by sending entries. A leader that comes back quickly, with a log that
+    /// has been purged to its end, has none to send: it takes a snapshot at once, for every follower of every shard,
+    /// though none lacks anything. An append without entries asks just that, in Raft's own words.
+    async fn lacks_nothing(
+        &self,
+        vote: Vote,
+        upto: Option<LogId>,
+        deadline: Duration,
+    ) -> Result<Option<Vote>, CallError> {
+        let probe = AppendRequest {
+            vote,
+            prev_log_id: upto,
+            leader_commit: upto,
+            entries: Vec::new(),
+        };
+        Ok(match self.append(&probe, deadline).await? {
+            AppendResponse::Success => Some(vote),
+            AppendResponse::HigherVote(higher) => Some(higher),
+            AppendResponse::PartialSuccess(_) | AppendResponse::Conflict => None,
+        })
+    }
+
     async fn send_chunk(&self, chunk: &Chunk, deadline: Duration) -> Result<Answer, CallError> {
         let body = encode_message(chunk);
+        self.pace.wait(body.len()).await;
+        metrics::SENT_SNAPSHOT_BYTES
+            .handle()
+            .increment(body.len() as u64);
         let mut tries = 0;
         loop {
             tries += 1;
@@ -148,6 +202,14 @@ impl Link {
         frozen: Frozen,
         deadline: Duration,
     ) -> Result<SnapshotResponse<u64>, SnapshotError> {
+        let upto = frozen.upto();
+        let probed = self.lacks_nothing(vote, upto, deadline).await;
+        if let Some(vote) = probed.map_err(|error| Unreachable::new(&error))? {
+            return Ok(SnapshotResponse::new(vote));
+        }
+        let Some(_turn) = self.pace.turn() else {
+            return Err(Unreachable::new(&SendError::NoTurn).into());
+        };
         let expires = Instant::now() + self.timing.snapshot_life;
         let mut sender = Sender::new(frozen, vote, expires);
         loop {
@@ -183,17 +245,8 @@ impl RaftNetwork<TypeConfig> for Link {
         rpc: AppendRequest,
         option: RPCOption,
     ) -> Result<AppendResponse, NetError> {
-        let lane = match rpc.entries.is_empty() {
-            true => Lane::Control,
-            false => Lane::Traffic,
-        };
-        let body = raft_request::Body::Append(encode_message(&rpc));
-        let answer = self.call(lane, option.hard_ttl(), body).await;
-        answer
-            .and_then(|answer| match answer {
-                raft_response::Body::Append(bytes) => decoded("answer to an append", bytes),
-                _ => Err(CallError::Mismatch),
-            })
+        self.append(&rpc, option.hard_ttl())
+            .await
             .map_err(|error| self.error(RPCTypes::AppendEntries, option.hard_ttl(), &error))
     }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::codec::{Code, Progress};
 use super::states::{States, read_progress};
-use super::types::{SnapshotMeta, TypeConfig, Vote, random_id};
+use super::types::{LogId, SnapshotMeta, TypeConfig, Vote, random_id};
 use crate::storage::keys::{Home, home_range};
 use crate::storage::{Batch, Column, Error, Read, value};
 
@@ -37,6 +37,13 @@ pub(super) struct Frozen {
     view: Arc<dyn Read>,
     home: Home,
     progress: Progress,
+}
+
+impl Frozen {
+    /// The last entry that the state came from.
+    pub(super) fn upto(&self) -> Option<LogId> {
+        self.progress.applied
+    }
 }
 
 /// A state in a generation that waits to be switched to.

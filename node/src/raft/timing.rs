@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
 
+use super::network::CHUNK_TRIES_MAX;
+
 /// The times of a group. All replicas of a cluster use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -59,6 +61,11 @@ impl Timing {
     /// pause a follower that came back would hear nothing and elect.
     pub(super) fn backoff(&self) -> Duration {
         self.heartbeat * 2
+    }
+
+    /// A receiver that has heard nothing of a snapshot for so long knows that its sender has given it up.
+    pub(super) fn snapshot_silence_max(&self) -> Duration {
+        (self.snapshot_chunk + self.backoff()) * (CHUNK_TRIES_MAX + 1)
     }
 
     pub(super) fn config(&self, shard: &str) -> Config {

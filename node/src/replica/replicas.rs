@@ -15,7 +15,7 @@ use super::clock::{ShardClock, Vitals, WallClock};
 use super::{Bounds, Error, LevelOf, OutboxSignal, Parts, Replica, Target};
 use crate::config::Config;
 use crate::peer::{LinkId, Peers};
-use crate::raft::{FoundError, Group, GroupConfig, Role, Timing};
+use crate::raft::{FoundError, Group, GroupConfig, Pace, Role, Timing};
 use crate::shard::{Effects, Machine, UserShard};
 use crate::storage::{Store, syncer::Syncer};
 use crate::types::{NodeId, ReplicaId, ShardId};
@@ -55,13 +55,17 @@ pub struct Replicas {
     by_shard: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     /// The state generation last seen of each replica: a rise is an installed snapshot.
     generations: Mutex<BTreeMap<ReplicaId, u32>>,
+    pace: Arc<Pace>,
 }
 
 impl Replicas {
     /// None yet.
     #[must_use]
     pub fn new(context: Context) -> Self {
+        let raft = &context.config.raft;
+        let pace = Pace::new(raft.snapshot_bytes_per_second, raft.snapshots_max);
         Self {
+            pace: Arc::new(pace),
             context,
             by_shard: RwLock::default(),
             generations: Mutex::default(),
@@ -96,6 +100,8 @@ impl Replicas {
             peers: Arc::clone(&self.context.peers),
             machine,
             timing: timing(&config.raft),
+            log_cache_bytes_max: self.log_cache_bytes_max(),
+            pace: Arc::clone(&self.pace),
             effects: Arc::new(move |effects| {
                 if let Some(replicas) = performer.upgrade() {
                     replicas.perform(shard, effects);
@@ -244,6 +250,7 @@ impl Replicas {
         }
         for replica in self.all() {
             let shard = replica.shard();
+            let (lag, receiving) = (replica.group().lag_entries(), replica.group().receiving());
             let state = replica.group().state();
             let state = state.borrow();
             if let Some(failed) = &state.failed {
@@ -256,12 +263,13 @@ impl Replicas {
                     "shard {shard} has no leader that this node knows of"
                 ));
             }
-            if state
-                .last_log
-                .unwrap_or_default()
-                .saturating_sub(state.last_applied.unwrap_or_default())
-                > LAG_MAX
-            {
+            if let Some(receiving) = receiving {
+                return Err(format!(
+                    "the replica of shard {shard} is catching up by snapshot, {} bytes so far",
+                    receiving.bytes
+                ));
+            }
+            if lag > LAG_MAX {
                 return Err(format!("the replica of shard {shard} is catching up"));
             }
         }
@@ -270,14 +278,21 @@ impl Replicas {
 
     /// Brings the gauges of every shard up to date.
     pub fn measure(&self) {
-        for replica in self.all() {
+        let all = self.all();
+        metrics::SENDING_SNAPSHOTS
+            .handle()
+            .set(self.pace.sending() as f64);
+        let receiving = all
+            .iter()
+            .filter(|replica| replica.group().receiving().is_some());
+        metrics::RECEIVING_SNAPSHOTS
+            .handle()
+            .set(receiving.count() as f64);
+        for replica in all {
             let shard = replica.shard();
+            let lag = replica.group().lag_entries();
             let state = replica.group().state();
             let state = state.borrow();
-            let lag = state
-                .last_log
-                .unwrap_or_default()
-                .saturating_sub(state.last_applied.unwrap_or_default());
             metrics::RAFT_ROLE.of(shard).set(role_code(state.role));
             let seen = self
                 .generations
@@ -349,6 +364,12 @@ impl Replicas {
         ShardClock::new(Arc::clone(&self.context.wall), move || {
             vitals.clock_confirmed(nodes, within_ms)
         })
+    }
+
+    /// One replica's share of the node's log cache: each shard and the meta shard may have a replica here.
+    fn log_cache_bytes_max(&self) -> usize {
+        let shares = u64::from(self.context.shards) + 1;
+        usize::try_from(self.context.config.raft.log_cache_bytes / shares).unwrap_or(usize::MAX)
     }
 
     fn limits(&self) -> Limits {
@@ -429,6 +450,7 @@ fn status(replica: &Replica, wall_ms: u64) -> ReplicaStatus {
             .flatten()
             .map_or(0, |oldest| wall_ms.saturating_sub(oldest)),
         leader: state.role == Role::Leader,
+        snapshot_bytes: replica.group().receiving().map(|receiving| receiving.bytes),
     }
 }
 

@@ -219,6 +219,8 @@ impl Running {
             machine: Arc::new(SHARD),
             peers: Arc::new(network.links(node(number), life.clone())),
             timing,
+            log_cache_bytes_max: 1 << 20,
+            pace: Arc::default(),
             effects: Arc::new(|_| ()),
         });
         let group = Arc::new(group.await.expect("the store is whole"));

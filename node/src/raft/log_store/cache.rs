@@ -3,25 +3,38 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::super::codec::entry_bytes;
-use super::super::types::Entry;
+use bytes::Bytes;
+use openraft::EntryPayload;
 
-/// Bytes of entries kept per replica; the newest entry is kept whatever its size.
-pub(super) const CACHE_BYTES_MAX: usize = 1 << 20;
+use super::super::codec::entry_bytes;
+use super::super::types::{Command, Entry};
 
 /// A run of consecutive entries that ends with the log's last.
-#[derive(Default)]
 pub(super) struct Cache {
     entries: VecDeque<Entry>,
     bytes: usize,
+    bytes_max: usize,
 }
 
 impl Cache {
+    /// Keeps so many bytes; an entry that is larger stays in the store alone.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            bytes: 0,
+            bytes_max,
+        }
+    }
+
     /// Takes in the entry behind the last one.
-    pub(super) fn push(&mut self, entry: Entry) {
+    pub(super) fn push(&mut self, mut entry: Entry) {
+        if let EntryPayload::Normal(Command(bytes)) = &mut entry.payload {
+            // It is a slice of the frame that it came in, which may be many times as large and would live as long.
+            *bytes = Bytes::copy_from_slice(bytes);
+        }
         self.bytes += entry_bytes(&entry);
         self.entries.push_back(entry);
-        while self.bytes > CACHE_BYTES_MAX && self.entries.len() > 1 {
+        while self.bytes > self.bytes_max {
             self.pop_front();
         }
     }
@@ -77,11 +90,12 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use openraft::LogId;
     use openraft::testing::log_id;
-    use openraft::{EntryPayload, LogId};
 
-    use super::super::super::types::Command;
     use super::*;
+
+    const BYTES_MAX: usize = 1 << 20;
 
     fn entry(index: u64, bytes: usize) -> Entry {
         let log_id: LogId<u64> = log_id(1, 1, index);
@@ -97,18 +111,21 @@ mod tests {
 
     #[test]
     fn it_keeps_the_newest_within_its_bytes() {
-        let mut cache = Cache::default();
-        (5..15).for_each(|index| cache.push(entry(index, CACHE_BYTES_MAX / 4)));
-        assert!(cache.bytes <= CACHE_BYTES_MAX);
+        let mut cache = Cache::new(BYTES_MAX);
+        (5..15).for_each(|index| cache.push(entry(index, BYTES_MAX / 4)));
+        assert!(cache.bytes <= BYTES_MAX);
         assert_eq!(indexes(cache.read(5..15, usize::MAX)), None);
         assert_eq!(indexes(cache.read(13..15, usize::MAX)), Some(vec![13, 14]));
-        cache.push(entry(15, CACHE_BYTES_MAX * 2));
-        assert_eq!(indexes(cache.read(15..16, 0)), Some(vec![15]));
+        cache.push(entry(15, BYTES_MAX * 2));
+        assert_eq!(indexes(cache.read(15..16, 0)), None);
+        assert_eq!(cache.bytes, 0);
+        cache.push(entry(16, 100));
+        assert_eq!(indexes(cache.read(16..17, 0)), Some(vec![16]));
     }
 
     #[test]
     fn it_follows_purge_and_truncation() {
-        let mut cache = Cache::default();
+        let mut cache = Cache::new(BYTES_MAX);
         (0..10).for_each(|index| cache.push(entry(index, 100)));
         cache.purge(3);
         cache.truncate(8);

@@ -15,7 +15,7 @@ use roost_proto::peer::{
 use roost_proto::storage::{Batch, DeviceOutcome, Outcome, outcome};
 use tokio::task::JoinHandle;
 
-use super::super::{Group, GroupConfig, Keep, Role, Timing};
+use super::super::{Group, GroupConfig, Keep, Pace, Role, Timing};
 use crate::peer::{self, Attachment, Lane, Peers, PushSink};
 use crate::shard::{Applied, Effects, Machine, Txn};
 use crate::storage::keys::Key;
@@ -230,6 +230,8 @@ impl Cluster {
                 net: self.net.clone(),
             }),
             timing: Timing::LOCAL,
+            log_cache_bytes_max: 1 << 20,
+            pace: Arc::new(Pace::new(1 << 40, 2)),
             effects: Arc::new(|_| ()),
         });
         let group = Arc::new(group.await.unwrap());

@@ -273,3 +273,41 @@ async fn an_unknown_feature_level_stops_the_replica() {
     }
     assert_eq!(cluster.numbers(leader), upto(1));
 }
+
+/// A leader that comes back at once still leads, with a log that was purged to its end and nothing to probe with. The
+/// followers lack nothing, and are sent no snapshot for that.
+#[tokio::test(start_paused = true)]
+async fn a_quick_restart_of_a_leader_sends_no_snapshot() {
+    let mut cluster = Cluster::start(11).await;
+    for number in 1..=20 {
+        cluster.accept(number).await;
+    }
+    for number in 1..=3 {
+        cluster.catches_up(number).await;
+        cluster.purge(number).await.unwrap();
+    }
+    let leader = cluster.leader().await;
+    cluster.crash(leader, usize::MAX).await;
+    cluster.open(leader).await;
+    let mut state = cluster.group(leader).state();
+    let leads = state.wait_for(|state| state.role == Role::Leader);
+    let state = tokio::time::timeout(Timing::LOCAL.election_min / 2, leads).await;
+    let state = state.expect("it is back in time").unwrap().clone();
+    assert_eq!(state.purged, state.last_log, "nothing is left to send");
+    for number in (1..=3).filter(|number| *number != leader) {
+        let again = cluster.group(leader);
+        let known = again.caught_up(ReplicaId(number));
+        let limit = Duration::from_secs(10);
+        assert_eq!(tokio::time::timeout(limit, known).await, Ok(true));
+    }
+    cluster.accept(21).await;
+    for number in 1..=3 {
+        cluster.catches_up(number).await;
+        assert_eq!(cluster.numbers(number), upto(21));
+        assert_eq!(
+            cluster.group(number).state().borrow().generation,
+            0,
+            "a snapshot came"
+        );
+    }
+}

@@ -22,7 +22,7 @@ const REPLICA: ReplicaId = ReplicaId(1);
 async fn open(store: Arc<dyn Store>, syncer: Arc<Syncer>) -> (LogStore, StateMachine) {
     let fault = Fault::default();
     let states = Arc::new(States::open(store.clone(), ShardId(0), REPLICA).unwrap());
-    let log = LogStore::open(REPLICA, store, syncer, fault.clone())
+    let log = LogStore::open(REPLICA, store, syncer, fault.clone(), 1 << 20)
         .await
         .unwrap();
     let effects = Arc::new(|_| ());
