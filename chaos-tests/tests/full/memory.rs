@@ -68,8 +68,8 @@ async fn a_million_queued_entries_cost_disk_not_memory() -> Result<()> {
 }
 
 async fn add(cli: &Cli, user: &str) -> Result<()> {
-    let added = cli.run(&["account", "add", user, "--device", "phone"]);
-    added.await?.expect(0).map(drop)
+    let words = ["account", "add", user, "--device", "phone"];
+    cli.run(&words).await?.expect(0).map(drop)
 }
 
 /// A line of `/proc/PID/status`.
