@@ -204,6 +204,22 @@ pub enum Event {
         /// What.
         what: String,
     },
+    /// A fault is about to be injected.
+    FaultBegins {
+        /// Its name.
+        fault: String,
+        /// Whether a majority of every shard's replicas stays up and connected.
+        majority: bool,
+    },
+    /// The fault is there.
+    FaultProved {
+        /// What was seen of it.
+        proof: String,
+    },
+    /// The fault is about to be healed.
+    FaultEnds,
+    /// Every node is ready again, every link whole.
+    Recovered,
 }
 
 /// One line of a history.

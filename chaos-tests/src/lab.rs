@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use roost_client::{Admin, Credentials, Options};
+use roost_client::{Admin, Credentials, Options, StatusResponse};
 use roost_local::{Cluster, Config};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
@@ -79,6 +79,7 @@ impl Setup {
 }
 
 /// A cluster under test.
+#[derive(Debug)]
 pub struct Lab {
     /// The nodes.
     pub cluster: Cluster,
@@ -195,13 +196,26 @@ impl Lab {
         Options::new(vec![url], credentials.clone())
     }
 
-    /// The shard of a user, by the documented hash: the top bits of XXH3-64 over the id's UTF-8 bytes.
+    /// The shard of a user.
     #[must_use]
     pub fn shard_of(&self, user: &str) -> u32 {
-        match self.shards.trailing_zeros() {
-            0 => 0,
-            bits => (xxh3_64(user.as_bytes()) >> (64 - bits)) as u32,
-        }
+        shard_of(user, self.shards)
+    }
+
+    /// The number of the node that leads a shard, as node `k` sees it; `None` while it knows none.
+    ///
+    /// # Errors
+    /// When node `k` does not answer.
+    pub async fn leader_seen_by(&self, k: u16, shard: u32) -> Result<Option<u16>> {
+        let status = self.admin_through(k)?.status().await?;
+        Ok(self.leader_in(&status, shard))
+    }
+
+    fn leader_in(&self, status: &StatusResponse, shard: u32) -> Option<u16> {
+        let leader = status.shards.iter().find(|known| known.id == shard)?;
+        let mut nodes = status.nodes.iter();
+        let node = nodes.find(|node| node.id == leader.leader)?;
+        self.number_of(&node.name)
     }
 
     /// The number of the node that leads a user's shard, waiting for one if there is none at the moment.
@@ -213,15 +227,10 @@ impl Lab {
         let admin = self.admin()?;
         let deadline = Instant::now() + RECOVERY_LIMIT;
         while Instant::now() < deadline {
-            if let Ok(status) = admin.status().await {
-                let leader = status.shards.iter().find(|known| known.id == shard);
-                let node = leader.and_then(|shard| {
-                    let mut nodes = status.nodes.iter();
-                    nodes.find(|node| node.id == shard.leader)
-                });
-                if let Some(k) = node.and_then(|node| self.number_of(&node.name)) {
-                    return Ok(k);
-                }
+            if let Ok(status) = admin.status().await
+                && let Some(k) = self.leader_in(&status, shard)
+            {
+                return Ok(k);
             }
             sleep(POLL_INTERVAL).await;
         }
@@ -356,8 +365,16 @@ impl Lab {
     ///
     /// # Errors
     /// When the history breaks the contract; then the files are kept.
-    pub async fn pass(mut self) -> Result<()> {
+    pub async fn pass(self) -> Result<()> {
         self.check()?;
+        self.forget().await
+    }
+
+    /// Stops the nodes and removes all files.
+    ///
+    /// # Errors
+    /// When a process cannot be signalled.
+    pub async fn forget(mut self) -> Result<()> {
         self.cluster.kill_all().await?;
         drop(self.directory.take());
         Ok(())
@@ -386,6 +403,15 @@ fn take_turn() -> Result<File> {
         .with_context(|| format!("cannot open {}", path.display()))?;
     file.lock()?;
     Ok(file)
+}
+
+/// The shard of a user among so many, by the documented hash: the top bits of XXH3-64 over the id's UTF-8 bytes.
+#[must_use]
+pub fn shard_of(user: &str, shards: u32) -> u32 {
+    match shards.trailing_zeros() {
+        0 => 0,
+        bits => (xxh3_64(user.as_bytes()) >> (64 - bits)) as u32,
+    }
 }
 
 /// The device that credentials are for.

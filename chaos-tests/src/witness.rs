@@ -62,6 +62,14 @@ impl Witness {
             cursor,
             ..AttachOptions::default()
         };
+        Self::attach(history, options, attach)
+    }
+
+    /// Starts a client that receives in this way.
+    ///
+    /// # Errors
+    /// As [`Witness::connect`].
+    pub fn attach(history: &History, options: Options, attach: AttachOptions) -> Result<Self> {
         Self::connect(history, options.attach(attach))
     }
 

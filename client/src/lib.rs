@@ -38,5 +38,6 @@ pub use credentials::{Credentials, CredentialsError};
 pub use error::{Error, Refusal, Trouble};
 pub use message::{Answer, Cursor, Delivery, Event, Incoming, Receipt};
 pub use options::{AttachOptions, Options, SendOptions};
+pub use roost_proto::admin::StatusResponse;
 pub use roost_proto::v1::{Code, Envelope, Kind, Status};
 pub use streams::{Entries, Events, Lagged, Receipts};

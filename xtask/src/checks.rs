@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::chaos;
 use crate::dependencies;
 use crate::packages::is_root;
 use crate::progress::minutes;
@@ -57,6 +58,7 @@ pub(crate) fn run_all(workspace: &Workspace, full: bool) -> Result<bool> {
         done.push(check("process tests", || {
             process_tests(workspace, processes, full)
         }));
+        done.push(check("chaos", || attacks(workspace, full)));
     }
     summarise(&done);
     Ok(done.iter().all(|check| check.passed))
@@ -125,6 +127,31 @@ fn process_tests(workspace: &Workspace, mut integration: Vec<String>, full: bool
     let mut tests = tests(workspace);
     tests.env("ROOST_BIN", workspace.binaries().join("roost"));
     run(choose(&mut tests, &integration))
+}
+
+/// Every fault once, with a fixed seed; in full everything for longer, with more seeds.
+fn attacks(workspace: &Workspace, full: bool) -> Result<()> {
+    if !is_root() {
+        println!("not run: chaos, which makes network namespaces and mounts; be root");
+        return Ok(());
+    }
+    let smoke = [
+        "--scenario",
+        "smoke,wide,kill-minority",
+        "--seed",
+        "1",
+        "--hold",
+        "2",
+    ];
+    chaos::run_with(workspace, &smoke)?;
+    if full {
+        for seed in ["2", "3", "4"] {
+            let all = "processes,partitions,links,disks,clocks,wide,kill-minority";
+            let words = ["--scenario", all, "--seed", seed, "--hold", "12"];
+            chaos::run_with(workspace, &words)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a suite can be run; what is left out is named, and counts nowhere as passed.

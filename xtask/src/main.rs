@@ -1,4 +1,4 @@
-//! What people type: `cargo xtask up`, `demo`, `test`.
+//! What people type: `cargo xtask up`, `demo`, `test`, `chaos`.
 //!
 //! It makes a machine able to build Roost, runs what continuous integration runs, and starts the binaries that other
 //! packages build. It depends on no other package of the workspace, so that it compiles in seconds before anything is
@@ -7,8 +7,9 @@
 //!
 //! One noun per file: [`workspace`] is this checkout and its cargo, [`packages`] what the system must have,
 //! [`rocksdb`] the library compiled once per machine, [`dependencies`] the review of licences and duplicates, [`unused`] of what nobody uses,
-//! [`checks`] everything `test` runs, [`story`] `up` and `demo`.
+//! [`checks`] everything `test` runs, [`chaos`] the cluster under attack, [`story`] `up` and `demo`.
 
+mod chaos;
 mod checks;
 mod compiler;
 mod dependencies;
@@ -31,6 +32,7 @@ usage: cargo xtask COMMAND
   up [-- OPTIONS]   install what is missing, build, play the demo, then run `roost dev` (OPTIONS go to it)
   demo              play the demo: a node dies by kill -9 and no message is lost
   test [--full]     everything that continuous integration runs; --full adds what takes long
+  chaos [OPTIONS]   break a cluster under load and check its promises; --list names the ways, --help the options
   build             build the roost binary and say where it is
   rocksdb           only make sure that RocksDB's static library is there, and say where";
 
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         ["demo"] => demo(),
         ["test"] => test(false),
         ["test", "--full"] => test(true),
+        ["chaos", options @ ..] => chaos(options),
         ["build"] => build(),
         ["rocksdb"] => library(),
         ["help" | "--help" | "-h"] => {
@@ -88,6 +91,10 @@ fn test(full: bool) -> Result<()> {
         return Ok(());
     }
     bail!("not every check passed")
+}
+
+fn chaos(options: &[&str]) -> Result<()> {
+    chaos::run_with(&ready()?, options)
 }
 
 fn build() -> Result<()> {

@@ -20,7 +20,22 @@ use crate::workspace::{output, run};
 ///
 /// When something is missing and cannot be installed from here; the message is the command to type.
 pub(crate) fn ensure() -> Result<()> {
-    let missing = missing();
+    install(&missing())?;
+    match missing().as_slice() {
+        [] => Ok(()),
+        still => bail!(
+            "{} installed, yet not found; if it is elsewhere, set LIBCLANG_PATH or CXX",
+            still.join(" ")
+        ),
+    }
+}
+
+/// Installs these, or says the command.
+///
+/// # Errors
+///
+/// When they cannot be installed from here; the message is the command to type.
+pub(crate) fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -38,14 +53,7 @@ pub(crate) fn ensure() -> Result<()> {
     println!("installing {packages}");
     run(Command::new("sh")
         .args(["-c", &install])
-        .env("DEBIAN_FRONTEND", "noninteractive"))?;
-    match self::missing().as_slice() {
-        [] => Ok(()),
-        still => bail!(
-            "{} installed, yet not found; if it is elsewhere, set LIBCLANG_PATH or CXX",
-            still.join(" ")
-        ),
-    }
+        .env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 fn missing() -> Vec<&'static str> {

@@ -100,7 +100,11 @@ impl Facts {
             Event::DeviceAdded { device } => self.life(device).added = Some(when),
             Event::DeviceRemoved { device } => self.life(device).removed = Some(when),
             Event::Drained { device } => self.life(device).drained = Some(when),
-            Event::Fault { .. } => {}
+            Event::Fault { .. }
+            | Event::FaultBegins { .. }
+            | Event::FaultProved { .. }
+            | Event::FaultEnds
+            | Event::Recovered => {}
             Event::Started {
                 client,
                 device,
