@@ -133,6 +133,8 @@ metrics! {
         "Watches at a shard's leader."
     Gauge CORRUPT_REPLICAS = "roost_replica_corrupt_replicas", Count;
         "Replicas of this node that stopped because of damage and wait for their renewal. Not 0: look at the disk."
+    Gauge LOST_REPLICAS = "roost_replica_lost_replicas", Count;
+        "Replicas of this node that were lost with its store and wait for their renewal. Not 0: the node is rebuilding."
     Counter RENEWALS = "roost_replica_renewals_total", Count;
         "Replicas of this node that were renewed under a new id."
     Counter RESTARTS = "roost_replica_restarts_total", Count;

@@ -17,6 +17,11 @@ use crate::{ANN, BOB, CAROL, LIMIT};
 const BODY_BYTES: usize = 4 << 10;
 const MESSAGES: usize = 30;
 const DAMAGED: &str = "damaged";
+const SHARDS: u32 = 4;
+const META: u32 = u32::MAX;
+/// What is in memory goes to table files, and all of them are compacted, within seconds.
+const TABLES_SOON: &str =
+    "[raft]\nlog_age_max_ms = 1000\nsnapshot_life_max_ms = 1500\n[storage]\nreclaim_ms = 3000\n";
 /// Other users, who go on sending and receiving meanwhile.
 const BUSY: [&str; 3] = ["+15551001", "+15551002", "+15551003"];
 const LOAD: Plan = Plan {
@@ -42,7 +47,11 @@ impl Stage {
     }
 
     async fn start_for(users: &[&str]) -> Result<Self> {
-        let lab = Lab::start(Setup::nodes(3).shards(4).alone()).await?;
+        Self::start_with(Setup::nodes(3), users).await
+    }
+
+    async fn start_with(setup: Setup, users: &[&str]) -> Result<Self> {
+        let lab = Lab::start(setup.shards(SHARDS).alone()).await?;
         let ann = lab.add_device(ANN, "phone").await?;
         let mut offline = Vec::new();
         for user in users {
@@ -98,6 +107,16 @@ impl Stage {
         Ok(async move { workload::run(&history, &urls, &cast, LOAD).await })
     }
 
+    /// Damages the middle of a dead node's write-ahead log, and says where.
+    fn flip_in_wal(&self, k: u16) -> Result<(PathBuf, u64)> {
+        let wal = wal(&self.lab.cluster.node(k).data_dir())?;
+        let middle = fs::metadata(&wal)?.len() / 2;
+        let what = format!("one bit of {} flipped", wal.display());
+        self.lab.fault(what);
+        flip_bit(&wal, middle)?;
+        Ok((wal, middle))
+    }
+
     /// Starts a node that must refuse to run, and say that something is damaged.
     async fn start_refused(&mut self, k: u16) -> Result<()> {
         let before = self.lab.log(k)?.len();
@@ -122,45 +141,155 @@ fn wal(data_dir: &Path) -> Result<PathBuf> {
     largest.context("there is no write-ahead log")
 }
 
-/// Goal: damage to what was synced in the write-ahead log is never taken for a torn tail. Method: one bit in a message
-/// body in the middle of the log of a dead node; it refuses to start and says why, also when asked again, while the
-/// others serve; the bit flipped back, it starts, so the refusal has changed nothing.
+/// Goal: with one copy of everything there is nobody to rebuild a node from: damage to what was synced in its write-ahead
+/// log is refused, not taken for a torn tail and not cleaned up. Method: one bit in the middle of the log of a dead node
+/// that is its whole cluster; it refuses to start and says why, also when asked again; the bit flipped back, it starts,
+/// so the refusal has changed nothing.
 #[tokio::test]
-async fn a_flipped_bit_in_the_synced_write_ahead_log_is_refused() -> Result<()> {
-    const VICTIM: u16 = 2;
-    let mut stage = Stage::start().await?;
+async fn a_cluster_of_one_node_refuses_a_damaged_write_ahead_log() -> Result<()> {
+    const VICTIM: u16 = 1;
+    let mut stage = Stage::start_with(Setup::nodes(1), &[BOB, CAROL]).await?;
     stage.send("second").await?;
     stage.lab.kill(VICTIM).await?;
-    let wal = wal(&stage.lab.cluster.node(VICTIM).data_dir())?;
-    let middle = fs::metadata(&wal)?.len() / 2;
-    stage
-        .lab
-        .fault(format!("one bit of {} flipped", wal.display()));
-    flip_bit(&wal, middle)?;
+    let (wal, middle) = stage.flip_in_wal(VICTIM)?;
     stage.start_refused(VICTIM).await?;
     stage.start_refused(VICTIM).await?;
-    stage.send("without it").await?;
     flip_bit(&wal, middle)?;
     stage.lab.restart(VICTIM).await?;
     stage.listen().await
 }
 
-/// Goal: synced bytes that are missing at the end of the write-ahead log are damage too. Method: the last bytes of the
-/// log of a dead node are cut off; it refuses to start, while the others serve.
+/// Goal: damage to what was synced in the write-ahead log is never taken for a torn tail, and the node comes back by
+/// itself, under other replica ids. Method: see [`rebuild`]; one bit in the middle of the log of a dead node.
 #[tokio::test]
-async fn a_write_ahead_log_that_lacks_synced_bytes_is_refused() -> Result<()> {
+async fn a_damaged_write_ahead_log_has_its_node_rebuilt() -> Result<()> {
+    rebuild(Stage::start().await?, async |stage, victim| {
+        stage.lab.kill(victim).await?;
+        stage.flip_in_wal(victim).map(drop)
+    })
+    .await
+}
+
+/// Goal: synced bytes that are missing at the end of the write-ahead log are damage too. Method: see [`rebuild`]; the
+/// last bytes of the log of a dead node are cut off.
+#[tokio::test]
+async fn a_write_ahead_log_that_lacks_synced_bytes_has_its_node_rebuilt() -> Result<()> {
+    rebuild(Stage::start().await?, async |stage, victim| {
+        stage.lab.kill(victim).await?;
+        let wal = wal(&stage.lab.cluster.node(victim).data_dir())?;
+        let file = File::options().write(true).open(&wal)?;
+        let what = format!("the end of {} cut off", wal.display());
+        stage.lab.fault(what);
+        file.set_len(file.metadata()?.len() - 5)?;
+        Ok(())
+    })
+    .await
+}
+
+/// Goal: a node whose store is gone and whose identity is not never passes for its former replicas. Method: see
+/// [`rebuild`]; the store of a dead node is removed.
+#[tokio::test]
+async fn a_lost_store_has_its_node_rebuilt() -> Result<()> {
+    rebuild(Stage::start().await?, async |stage, victim| {
+        stage.lab.kill(victim).await?;
+        stage.lab.fault("its store is removed");
+        let data_dir = stage.lab.cluster.node(victim).data_dir();
+        fs::remove_dir_all(data_dir.join("store")).context("the store")
+    })
+    .await
+}
+
+/// Goal: damage that a compaction meets, and that is no single replica's, ends the node, which then comes back by itself.
+/// Method: see [`rebuild`]; bits of a table file of a dead node; it runs until a compaction meets them.
+#[tokio::test]
+async fn damage_met_by_a_compaction_has_its_node_rebuilt() -> Result<()> {
+    let setup = Setup::nodes(3).toml(TABLES_SOON);
+    let stage = Stage::start_with(setup, &[BOB, CAROL]).await?;
+    let marks = Marks::of(&stage.bodies);
+    rebuild(stage, async |stage, victim| {
+        let data_dir = stage.lab.cluster.node(victim).data_dir();
+        until(LIMIT, "queued rows in table files", async || {
+            let (mut rows, _) = marks.find(&data_dir)?;
+            rows.retain(|place| holds_states(&place.file));
+            Ok((!rows.is_empty()).then_some(()))
+        })
+        .await?;
+        stage.lab.kill(victim).await?;
+        let (rows, _) = marks.find(&data_dir)?;
+        stage.lab.fault("bits of its table files flipped");
+        for row in rows.iter().filter(|place| holds_states(&place.file)) {
+            flip_bit(&row.file, row.offset)?;
+        }
+        stage.start_refused(victim).await
+    })
+    .await
+}
+
+/// Goal: a node whose whole data directory is gone is a new node, and takes nobody's place. Method: a dead node's
+/// directory is removed; it waits, unready, and says why, while the others serve.
+#[tokio::test]
+async fn a_wiped_node_is_a_new_node() -> Result<()> {
     const VICTIM: u16 = 2;
     let mut stage = Stage::start().await?;
     stage.lab.kill(VICTIM).await?;
-    let wal = wal(&stage.lab.cluster.node(VICTIM).data_dir())?;
-    let file = File::options().write(true).open(&wal)?;
-    stage
-        .lab
-        .fault(format!("the end of {} cut off", wal.display()));
-    file.set_len(file.metadata()?.len() - 5)?;
-    stage.start_refused(VICTIM).await?;
+    fs::remove_dir_all(stage.lab.cluster.node(VICTIM).data_dir())?;
+    stage.lab.cluster.node_mut(VICTIM).start()?;
+    until(LIMIT, "the words of a new node", async || {
+        let answer = stage.lab.cluster.node(VICTIM).get("/readyz").await;
+        let waits = answer.is_ok_and(|a| a.status == 503 && a.body.contains("new node"));
+        Ok(waits.then_some(()))
+    })
+    .await?;
     stage.send("without it").await?;
     stage.listen().await
+}
+
+/// Damages a node while users are served, starts it, and waits until every shard has a replica there that votes, each
+/// under a new id, and nothing of the old store is left. Then everything comes to everybody.
+async fn rebuild(
+    mut stage: Stage,
+    damage: impl AsyncFnOnce(&mut Stage, u16) -> Result<()>,
+) -> Result<()> {
+    const VICTIM: u16 = 2;
+    let mut before = Vec::new();
+    for shard in (0..SHARDS).chain([META]) {
+        before.push((shard, replica_of(&stage.lab, shard, VICTIM).await?.0));
+    }
+    let load = stage.load().await?;
+    let work = async {
+        damage(&mut stage, VICTIM).await?;
+        stage.send("without it").await?;
+        stage.lab.restart(VICTIM).await?;
+        for (shard, old) in before {
+            until(LIMIT, "a new replica that votes", async || {
+                let (new, all_vote) = replica_of(&stage.lab, shard, VICTIM).await?;
+                Ok((all_vote && new != old).then_some(()))
+            })
+            .await
+            .with_context(|| format!("shard {shard}, replica {old}"))?;
+        }
+        let aside = stage
+            .lab
+            .cluster
+            .node(VICTIM)
+            .data_dir()
+            .join("store.damaged");
+        until(LIMIT, "the end of the store set aside", async || {
+            Ok((!aside.exists()).then_some(()))
+        })
+        .await?;
+        let said = stage.lab.log(VICTIM)?;
+        ensure!(
+            said.contains("the store is lost; the node is rebuilt"),
+            "{said}"
+        );
+        stage.send("with it again").await?;
+        stage.receive().await?;
+        Ok(stage)
+    };
+    let (total, stage) = futures::try_join!(load, work)?;
+    println!("beside it: {total:?}");
+    stage.lab.pass().await
 }
 
 /// Goal: a record that a crash tore, and that nobody had synced, is cut off, and nothing is lost. Method: kill -9 of every

@@ -108,13 +108,17 @@ fn renew(cluster: &mut ClusterState, renew: &RenewReplica) -> Outcome {
     let new_replica = plan.next_replica;
     plan.next_replica += 1;
     match replacing {
-        Some(at) => cluster.renewals[at].new_replica = new_replica,
+        Some(at) => {
+            cluster.renewals[at].new_replica = new_replica;
+            cluster.renewals[at].store = renew.store;
+        }
         None => cluster.renewals.push(Renewal {
             shard: renew.shard,
             old_replica: renew.replica,
             new_replica,
             node: node.unwrap_or_default(),
             reason: renew.reason.clone(),
+            store: renew.store,
         }),
     }
     cluster.epoch += 1;
@@ -122,12 +126,12 @@ fn renew(cluster: &mut ClusterState, renew: &RenewReplica) -> Outcome {
 }
 
 fn finish_renewal(cluster: &mut ClusterState, finish: &FinishRenewal) -> Outcome {
-    let wanted = (finish.shard, finish.old_replica);
+    let wanted = (finish.shard, finish.old_replica, finish.new_replica);
     let under_way = cluster
         .renewals
         .iter()
-        .position(|known| (known.shard, known.old_replica) == wanted);
-    // Finished before, or never begun: in either case there is nothing to change.
+        .position(|known| (known.shard, known.old_replica, known.new_replica) == wanted);
+    // Finished before, never begun, or another is to take the place by now: there is nothing to change.
     let Some(at) = under_way else {
         return done(false);
     };
@@ -256,6 +260,7 @@ mod tests {
                 shard,
                 replica,
                 reason,
+                store: 100 + replica,
             };
             apply(&store, Kind::RenewReplica(renew))
         };
@@ -276,19 +281,23 @@ mod tests {
             (renewal.old_replica, renewal.new_replica),
             (old.replica, third)
         );
+        assert_eq!(renewal.store, 100 + plan.next_replica);
 
-        let finish = || {
+        let finish = |new_replica| {
             let finish = FinishRenewal {
                 shard,
                 old_replica: old.replica,
+                new_replica,
             };
             apply(&store, Kind::FinishRenewal(finish))
         };
-        let cluster = finish().1.unwrap();
+        // The word of a leader that has not heard of it yet.
+        assert_eq!(finish(plan.next_replica).1, None);
+        let cluster = finish(third).1.unwrap();
         let placed = &cluster.plan.unwrap().placement[1].replicas[2];
         assert_eq!((placed.replica, &placed.node), (third, &old.node));
         assert_eq!((cluster.epoch, cluster.renewals.len()), (4, 0));
-        assert_eq!(finish().1, None);
+        assert_eq!(finish(third).1, None);
         assert_eq!(code(&renew(old.replica).0), Some(Code::NotFound));
         let next = renew(third).1.unwrap();
         assert_eq!(next.renewals[0].new_replica, third + 1);

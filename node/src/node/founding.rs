@@ -5,7 +5,8 @@
 //! node at the first address writes the plan, which holds everything that the creation decides, and the others take it
 //! over by asking. One silent node means waiting, unready, naming it. Whoever knows a cluster is asked first, so while
 //! any founding disk survives, no second cluster can arise. A node that the plan does not name, for instance one whose
-//! disk was wiped, is a new node: it waits until it is taken in, and never takes anybody's place.
+//! disk was wiped, is a new node: it waits until it is taken in, and never takes anybody's place. A node that lost only
+//! its store (see `rebuild`) asks for its cluster again, and founds nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,19 +17,18 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use roost_proto::peer::Introduction;
-use roost_proto::storage::{
-    ClusterState, LocalReplica, NodeIdentity, NodeRecord, Plan, ReplicaState,
-};
+use roost_proto::storage::{ClusterState, KeptIdentity, NodeIdentity, NodeRecord, Plan};
 use tokio::sync::watch;
 
 use super::health::NodeHealth;
+use super::{identity, local};
 use crate::auth::{AdminToken, Hash};
 use crate::cluster;
 use crate::config::Config;
 use crate::peer::grpc;
 use crate::peer::server::Doorkeeper;
-use crate::storage::keys::{self, Key};
-use crate::storage::{self, Batch, Column, Store, value};
+use crate::storage::keys::Key;
+use crate::storage::{Batch, Store, value};
 use crate::types::{NodeId, ReplicaId};
 use crate::versions::{self, PEER_WIRE};
 
@@ -44,6 +44,9 @@ pub(crate) struct Founding {
     config: Arc<Config>,
     store: Arc<dyn Store>,
     me: NodeId,
+    store_id: u64,
+    /// Who this node was before it lost its store, if it has belonged to a cluster.
+    kept: Option<KeptIdentity>,
     instance: u64,
     plan: watch::Sender<Option<Plan>>,
     admin_token: Mutex<Option<AdminToken>>,
@@ -66,13 +69,37 @@ impl Founding {
     ///
     /// # Errors
     /// A disk that cannot be read or written, or whose format is unknown.
-    pub(crate) fn load(config: Arc<Config>, store: Arc<dyn Store>) -> anyhow::Result<Arc<Self>> {
+    pub(crate) fn load(
+        config: Arc<Config>,
+        store: Arc<dyn Store>,
+        kept: Option<KeptIdentity>,
+    ) -> anyhow::Result<Arc<Self>> {
         let identity: Option<NodeIdentity> = value::get(&*store, &Key::Identity)?;
-        let me = match identity {
-            Some(identity) => NodeId::parse(&identity.id)?,
-            None => make_identity(&*store)?,
+        let identity = match identity {
+            Some(identity) => identity,
+            None => make_identity(&*store, kept.as_ref().map(|kept| kept.node.clone()))?,
         };
+        let me = NodeId::parse(&identity.id)?;
         let plan: Option<Plan> = value::get(&*store, &Key::Plan)?;
+        if let Some(kept) = &kept {
+            let other_cluster = plan
+                .as_ref()
+                .is_some_and(|plan| plan.cluster_id != kept.cluster_id);
+            if kept.node != identity.id || other_cluster {
+                bail!(
+                    "the file identity in {} is of node {} of cluster {}, and the store beside it is another's; put \
+                     together what belongs together",
+                    config.data_dir.display(),
+                    kept.node,
+                    kept.cluster_id
+                );
+            }
+        }
+        let kept = match (kept, &plan) {
+            // A crash came between the plan and the file; nothing was said to anybody yet.
+            (None, Some(plan)) => Some(keep_identity(&config, me, plan)?),
+            (kept, _) => kept,
+        };
         let path = config.data_dir.join(ADMIN_TOKEN_FILE);
         let admin_token = match plan {
             Some(_) => {
@@ -84,6 +111,8 @@ impl Founding {
             config,
             store,
             me,
+            store_id: identity.store,
+            kept,
             instance: rand::random(),
             plan: watch::Sender::new(plan),
             admin_token: Mutex::new(admin_token),
@@ -94,6 +123,16 @@ impl Founding {
     /// Who this node is.
     pub(crate) fn identity(&self) -> NodeId {
         self.me
+    }
+
+    /// Which store this is: the node may have had others.
+    pub(crate) fn store_id(&self) -> u64 {
+        self.store_id
+    }
+
+    /// The cluster that this node belongs to, also while it has no plan.
+    fn cluster_id(&self) -> Option<&str> {
+        self.kept.as_ref().map(|kept| kept.cluster_id.as_str())
     }
 
     /// What this node says when asked who it is. The admin token goes only to a node of the plan that knows
@@ -210,6 +249,7 @@ impl Founding {
             plan: None,
             admin_token: String::new(),
             wire_version: PEER_WIRE,
+            cluster_id: self.cluster_id().unwrap_or_default().to_owned(),
         }
     }
 
@@ -268,6 +308,14 @@ impl Founding {
             Some((address, answer.plan.clone()?, &answer.admin_token))
         });
         if let Some((address, plan, token)) = known {
+            if let Some(cluster_id) = self.cluster_id()
+                && plan.cluster_id != cluster_id
+            {
+                bail!(
+                    "the node at {address} belongs to cluster {}, and this one to {cluster_id}",
+                    plan.cluster_id
+                );
+            }
             return Ok(
                 if plan.nodes.iter().any(|node| node.id == self.me.to_string()) {
                     Round::Join(Box::new(plan), AdminToken::parse(token)?)
@@ -280,12 +328,24 @@ impl Founding {
                 },
             );
         }
+        if let Some(cluster_id) = self.cluster_id() {
+            return Ok(Round::Wait(format!(
+                "rebuilding: no node of cluster.initial_nodes answers that knows cluster {cluster_id}; what was set aside stays"
+            )));
+        }
         for (address, answer) in &answers {
             let Some(answer) = answer else {
                 return Ok(Round::Wait(format!(
                     "the node at {address} does not answer"
                 )));
             };
+            // Its data may be all that is left of that cluster.
+            if !answer.cluster_id.is_empty() {
+                return Ok(Round::Wait(format!(
+                    "the node at {address} belongs to cluster {} and has lost its store; no other is founded with it",
+                    answer.cluster_id
+                )));
+            }
             let agrees = (
                 answer.shards,
                 answer.replication_factor,
@@ -339,7 +399,8 @@ impl Founding {
         Ok(plan)
     }
 
-    /// Makes the plan and this node's founding replicas durable before anybody is told.
+    /// Makes the plan and this node's founding replicas durable before anybody is told. A node that had been somebody
+    /// before has lost its founding replicas, and opens none.
     fn adopt(&self, plan: Plan, token: AdminToken) -> anyhow::Result<()> {
         let path = self.config.data_dir.join(ADMIN_TOKEN_FILE);
         if !path.exists() {
@@ -352,20 +413,22 @@ impl Founding {
         }
         let mut batch = Batch::default();
         let me = self.me.to_string();
-        for shard in &plan.placement {
+        let founded: &[_] = match self.kept {
+            None => &plan.placement,
+            Some(_) => &[],
+        };
+        for shard in founded {
             for replica in shard.replicas.iter().filter(|replica| replica.node == me) {
-                let mut local = LocalReplica {
-                    replica: replica.replica,
-                    shard: shard.shard,
-                    ..LocalReplica::default()
-                };
-                local.set_state(ReplicaState::Active);
-                batch.put_row(&Key::Replica(ReplicaId(replica.replica)), &local);
+                let row = local::active(shard.shard, replica.replica);
+                batch.put_row(&Key::Replica(ReplicaId(replica.replica)), &row);
             }
         }
         batch.put_row(&Key::Plan, &plan);
         self.store.write(batch)?;
         self.store.sync()?;
+        if self.kept.is_none() {
+            keep_identity(&self.config, self.me, &plan)?;
+        }
         *self.admin_token.lock() = Some(token);
         self.plan.send_replace(Some(plan));
         Ok(())
@@ -415,34 +478,25 @@ fn check_versions(other: &Introduction) -> Result<(), String> {
     versions::check_levels(node.feature_level_min, node.feature_level)
 }
 
-/// The replicas on this node's disk, whatever state they are in.
-///
-/// # Errors
-/// What the store reports.
-pub(crate) fn local_replicas(store: &dyn Store) -> Result<Vec<LocalReplica>, storage::Error> {
-    let rows = store.scan(Column::Node, keys::replicas());
-    rows.map(|row| {
-        let (key, bytes) = row?;
-        value::decode("a replica of this node", &key, bytes)
-    })
-    .collect()
-}
-
 /// Where the admin token stands in a data directory.
 pub(crate) const ADMIN_TOKEN_FILE: &str = "admin.token";
 
-fn make_identity(store: &dyn Store) -> anyhow::Result<NodeId> {
-    let me = NodeId::from_random(rand::random());
-    let created_ms = (crate::replica::clock::system_wall_clock())();
+/// A node that lost its store stays who it was; the store is another in any case.
+fn make_identity(store: &dyn Store, node: Option<String>) -> anyhow::Result<NodeIdentity> {
+    let identity = NodeIdentity {
+        id: node.unwrap_or_else(|| NodeId::from_random(rand::random()).to_string()),
+        created_ms: (crate::replica::clock::system_wall_clock())(),
+        store: rand::random(),
+    };
     let mut batch = Batch::default();
-    batch.put_row(
-        &Key::Identity,
-        &NodeIdentity {
-            id: me.to_string(),
-            created_ms,
-        },
-    );
+    batch.put_row(&Key::Identity, &identity);
     store.write(batch)?;
     store.sync()?;
-    Ok(me)
+    Ok(identity)
+}
+
+fn keep_identity(config: &Config, me: NodeId, plan: &Plan) -> anyhow::Result<KeptIdentity> {
+    let kept = identity::of(me, plan);
+    identity::write(&config.data_dir, &kept)?;
+    Ok(kept)
 }

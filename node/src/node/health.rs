@@ -25,6 +25,8 @@ pub(crate) struct NodeHealth {
     phase: Mutex<Phase>,
     /// Set and taken back by whoever watches over something.
     noted: Mutex<BTreeMap<&'static str, String>>,
+    /// How far the rebuild of the node is, while there is one.
+    rebuild: Mutex<Option<String>>,
 }
 
 enum Phase {
@@ -52,6 +54,7 @@ impl NodeHealth {
             warnings,
             phase: Mutex::new(Phase::Waiting("the node is starting".to_owned())),
             noted: Mutex::default(),
+            rebuild: Mutex::default(),
         })
     }
 
@@ -75,6 +78,11 @@ impl NodeHealth {
         }
     }
 
+    /// Until its replicas are back, a node that lost its store is not ready: nobody should stop another one now.
+    pub(crate) fn rebuilds(&self, progress: Option<String>) {
+        *self.rebuild.lock() = progress;
+    }
+
     pub(crate) fn waits_for(&self, what: String) {
         *self.phase.lock() = Phase::Waiting(what);
     }
@@ -91,7 +99,10 @@ impl NodeHealth {
         let ready = match &*self.phase.lock() {
             Phase::Waiting(what) => Err(what.clone()),
             Phase::Stopping => Err("the node is stopping".to_owned()),
-            Phase::Joined(replicas) => replicas.readiness(),
+            Phase::Joined(replicas) => match self.rebuild.lock().clone() {
+                Some(progress) => Err(progress),
+                None => replicas.readiness(),
+            },
         };
         metrics::READY
             .handle()
@@ -131,10 +142,11 @@ impl peer::Health for NodeHealth {
             let disk = "the disk is below its reserve: new messages are refused";
             warnings.push(format!("{}: {disk}", self.name));
         }
-        let noted = self.noted.lock();
+        let (noted, rebuild) = (self.noted.lock(), self.rebuild.lock());
         warnings.extend(
             noted
                 .values()
+                .chain(rebuild.as_ref())
                 .map(|warning| format!("{}: {warning}", self.name)),
         );
         warnings

@@ -3,8 +3,12 @@
 mod addresses;
 mod founding;
 mod health;
+mod identity;
 mod keeper;
 mod listeners;
+mod local;
+mod rebuild;
+mod renewal;
 mod supervisor;
 
 use std::collections::BTreeMap;
@@ -28,15 +32,17 @@ use crate::replica::{Context, LevelOf, Replicas};
 use crate::router::placement::Placement;
 use crate::router::{Router, outbox};
 use crate::session::Sessions;
-use crate::storage::rocks::RocksStore;
-use crate::storage::{Store, syncer::Syncer};
+use crate::storage::rocks::damage;
+use crate::storage::{self, Store, syncer::Syncer};
 use crate::types::{NodeId, ReplicaId, ShardId};
 use crate::{metrics, telemetry};
 use addresses::Addresses;
-use founding::{Founding, local_replicas};
+use founding::Founding;
 use health::NodeHealth;
 use keeper::Keeper;
 use listeners::{Bound, Serving};
+use rebuild::Opened;
+use renewal::Renewals;
 use supervisor::Supervisor;
 
 /// How a node ended.
@@ -63,10 +69,13 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let bound = Bound::bind(&config.listen).await?;
     let stop = stop_signal(config.exit_with_stdin);
     let failed = CancellationToken::new();
-    let store = open_store(&config)?;
+    make_data_dir(&config.data_dir)?;
+    let Opened { store, kept } = rebuild::open(&config)?;
+    let condemn = condemner(&config);
     let syncer = start_syncer(Arc::clone(&store), failed.clone())?;
     let health = NodeHealth::new(&config, Arc::clone(&syncer));
-    let founding = Founding::load(Arc::clone(&config), Arc::clone(&store))?;
+    let founding = Founding::load(Arc::clone(&config), Arc::clone(&store), kept);
+    let founding = founding.inspect_err(|error| condemn_if_damaged(error, &*condemn))?;
     tracing::info!(node = %founding.identity(), name = config.name, "starts");
 
     let shutdown = CancellationToken::new();
@@ -79,6 +88,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
                 store,
                 syncer,
                 failed: failed.clone(),
+                condemn: Arc::clone(&condemn),
             },
             cluster,
             &founding,
@@ -90,7 +100,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
         Ok::<_, anyhow::Error>(node)
     };
     let node = tokio::select! {
-        node = running => Some(node?),
+        node = running => Some(node.inspect_err(|error| condemn_if_damaged(error, &*condemn))?),
         () = stop.cancelled() => None,
         () = failed.cancelled() => None,
     };
@@ -123,6 +133,7 @@ struct Disk<'a> {
     syncer: Arc<Syncer>,
     /// Cancelled when the store has failed and the process has to end.
     failed: CancellationToken,
+    condemn: Arc<Condemn>,
 }
 
 /// A node that belongs to a cluster.
@@ -148,6 +159,7 @@ impl Node {
             store,
             syncer,
             failed,
+            condemn,
         } = disk;
         let me = founding.identity();
         let placement = Arc::new(Placement::from_state(&cluster)?);
@@ -187,9 +199,12 @@ impl Node {
         addresses.greet().await?;
         let stop = shutdown.clone();
         tokio::spawn(async move { stop.run_until_cancelled(addresses.look_for_others()).await });
-        for local in local_replicas(&*store)? {
-            open_replica(&replicas, &placement, &*store, &local).await?;
+        let locals = local::all(&*store)?;
+        for local in &locals {
+            open_replica(&replicas, &placement, &*store, local).await?;
         }
+        // Before anybody can ask: a node in the middle of its rebuild is at no moment ready.
+        health.rebuilds(rebuild::progress(me, &placement, &locals));
         let router = Arc::new(Router::new(
             Arc::clone(&peers),
             Arc::clone(&replicas),
@@ -220,13 +235,18 @@ impl Node {
         };
         tokio::spawn(controller.run(shutdown.clone()));
         let supervisor = Supervisor {
-            me,
-            store: Arc::clone(&store),
-            replicas: Arc::clone(&replicas),
-            router: Arc::clone(&router),
+            renewals: Renewals {
+                me,
+                store_id: founding.store_id(),
+                store: Arc::clone(&store),
+                replicas: Arc::clone(&replicas),
+                router: Arc::clone(&router),
+                leading: Arc::default(),
+            },
             health: Arc::clone(health),
+            data_dir: config.data_dir.clone(),
+            condemn,
             store_failed: failed.clone(),
-            renewing: Arc::default(),
         };
         tokio::spawn(supervisor.run(shutdown.clone()));
         let keeper = Keeper {
@@ -342,7 +362,7 @@ async fn open_replica(
             // The node goes on with its other replicas; the supervisor has this one renewed.
             Some(reason) => {
                 tracing::error!(%shard, replica = local.replica, reason, "a replica is damaged; it does not start");
-                Ok(supervisor::mark_failed(
+                Ok(local::mark_failed(
                     store,
                     shard,
                     ReplicaId(local.replica),
@@ -354,12 +374,19 @@ async fn open_replica(
     }
 }
 
-fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
-    make_data_dir(&config.data_dir)?;
+/// Has the next start refuse the store, and rebuild the node where it can.
+type Condemn = dyn Fn(&storage::Error) + Send + Sync;
+
+fn condemner(config: &Config) -> Arc<Condemn> {
     let path = keeper::store_path(config);
-    let store = RocksStore::open(&path, &keeper::store_options(config))
-        .with_context(|| format!("cannot open the store in {}", path.display()))?;
-    Ok(Arc::new(store))
+    Arc::new(move |error| damage::condemn(&path, &error.to_string()))
+}
+
+/// Damage in the node's own rows is no replica's, and would keep every start from succeeding.
+fn condemn_if_damaged(error: &anyhow::Error, condemn: &Condemn) {
+    if let Some(error @ storage::Error::Corrupt { .. }) = error.downcast_ref() {
+        condemn(error);
+    }
 }
 
 fn make_data_dir(path: &Path) -> anyhow::Result<()> {

@@ -27,8 +27,8 @@ pub enum ChangeError {
     /// The leader cannot be the one that leaves: hand the lead over first.
     #[error("the replica to be replaced leads the shard; hand over first")]
     Leads,
-    /// Neither the old nor the new replica is a member.
-    #[error("the replica to be replaced is no member of the shard")]
+    /// The group has no replica on that node.
+    #[error("the shard has no replica on that node")]
     NotAMember,
     /// The group has stopped.
     #[error("the replica has stopped")]
@@ -36,44 +36,45 @@ pub enum ChangeError {
 }
 
 impl Group {
-    /// Replaces `old` by `new`, which lives on `node`: adds it as a learner, waits until it has caught up, swaps the
-    /// votes, removes the old one. `new` must be open on its node. It waits for as long as the new replica needs, and
-    /// goes on from where it was when it is called again.
+    /// Replaces whatever replicas the group has on `node` by `new`, which lives there: adds it as a learner, waits until
+    /// it has caught up, swaps the votes, removes the others, also one that was itself to take a place and was lost on the
+    /// way. `new` must be open on its node. It waits for as long as the new replica needs, and goes on from where it was
+    /// when it is called again.
     ///
     /// # Errors
     /// [`ChangeError`].
-    pub async fn renew(
-        &self,
-        old: ReplicaId,
-        new: ReplicaId,
-        node: NodeId,
-    ) -> Result<(), ChangeError> {
+    pub async fn renew(&self, new: ReplicaId, node: NodeId) -> Result<(), ChangeError> {
         let Ok(_one_at_a_time) = self.change.try_lock() else {
             return Err(ChangeError::Busy);
         };
-        if old == self.replica {
+        let others = |state: &State| -> BTreeSet<u64> {
+            let here = state.members.iter().filter(|(_, at)| **at == node);
+            here.map(|(id, _)| id.0).filter(|id| *id != new.0).collect()
+        };
+        let state = self.leading()?;
+        if others(&state).contains(&self.replica.0) {
             return Err(ChangeError::Leads);
         }
-        let state = self.leading()?;
-        if !state.members.contains_key(&old) && !state.members.contains_key(&new) {
-            return Err(ChangeError::NotAMember);
-        }
         if !state.members.contains_key(&new) {
+            if others(&state).is_empty() {
+                return Err(ChangeError::NotAMember);
+            }
             let learner = BTreeMap::from([(new.0, node)]);
             self.apply_change(ChangeMembers::AddNodes(learner), true)
                 .await?;
         }
         self.near(new).await?;
         let state = self.leading()?;
+        let gone = others(&state);
         let mut voters: BTreeSet<u64> = state.voters.iter().map(|id| id.0).collect();
-        voters.remove(&old.0);
+        voters.retain(|id| !gone.contains(id));
         voters.insert(new.0);
         // Also when the votes stand already: this ends a change that a former leader left half done, and removes an
         // old replica that lost its vote but not its place.
         let swap = ChangeMembers::ReplaceAllVoters(voters);
         self.apply_change(swap, false).await?;
-        if self.leading()?.members.contains_key(&old) {
-            let gone = BTreeSet::from([old.0]);
+        let gone = others(&self.leading()?);
+        if !gone.is_empty() {
             self.apply_change(ChangeMembers::RemoveNodes(gone), false)
                 .await?;
         }

@@ -34,7 +34,7 @@ pub struct Home {
 /// generation (4 bytes), `user` and other text end with NUL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key<'a> {
-    /// Node, `1`: `storage.NodeIdentity`. Written once with the data directory.
+    /// Node, `1`: `storage.NodeIdentity`. Written once with the store.
     Identity,
     /// Node, `2`: `storage.Plan`. Written once, when the cluster is created or joined.
     Plan,

@@ -1,7 +1,7 @@
 //! The store of a real node: one RocksDB with three column families and one write-ahead log (WAL) for all of them.
 //!
-//! In the data directory it owns `db/` (RocksDB), `LOCK` (held while open), `SYNCED` (see [`sync_mark`]) and, after a
-//! failed sync, `SYNC_FAILED`.
+//! In its directory it owns `db/` (RocksDB), `LOCK` (held while open), `SYNCED` (see [`sync_mark`]), after a failed sync
+//! `SYNC_FAILED`, and after damage that is no single replica's `DAMAGED`.
 //!
 //! **What recovery promises.** After a crash a prefix of all batches is there, and at least all that a returned
 //! [`Store::sync`] covered; otherwise the store refuses to open and changes nothing. RocksDB alone cannot do that: by
@@ -14,6 +14,7 @@
 //! synced in the last second before it is taken for a torn tail; after a kill nothing is. Damage in table files is
 //! found when they are read, not at the start.
 
+pub mod damage;
 mod device;
 mod frames;
 mod frozen;
@@ -76,6 +77,17 @@ pub enum OpenError {
     Store(#[from] Error),
 }
 
+impl OpenError {
+    /// Set when the store is damaged, rather than unreachable, in use or of a newer version.
+    #[must_use]
+    pub fn damage(&self) -> Option<String> {
+        match self {
+            Self::Store(error @ Error::Corrupt { .. }) => Some(error.to_string()),
+            _ => None,
+        }
+    }
+}
+
 /// See the module. Dropping the last handle, and every frozen view, closes the directory.
 pub struct RocksStore {
     engine: Arc<Engine>,
@@ -104,6 +116,7 @@ impl RocksStore {
         fs::create_dir_all(dir).map_err(file_error("making", dir))?;
         let lock = lock(dir)?;
         device::check_after_failure(dir)?;
+        damage::check(dir)?;
         let db_dir = dir.join("db");
         let database_exists = db_dir.join("CURRENT").exists();
         let mark = SyncMark::open(dir, database_exists)?;
@@ -135,12 +148,13 @@ impl RocksStore {
         value.ok().flatten()
     }
 
-    /// Remembers on disk, as far as it goes, that the device lost a write.
+    /// Remembers on disk, as far as it goes, that the device lost a write, or that the store is damaged.
     fn failed(&self, action: &'static str, error: rocksdb::Error) -> Error {
         let damaged = error.kind() == ErrorKind::Corruption;
         let error = write_error(action, error);
-        if !damaged {
-            device::note_failure(&self.dir, &error);
+        match damaged {
+            true => damage::condemn(&self.dir, &error.to_string()),
+            false => device::note_failure(&self.dir, &error),
         }
         error
     }

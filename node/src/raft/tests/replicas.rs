@@ -173,16 +173,24 @@ async fn a_lost_replica_is_renewed() {
         .unwrap();
     cluster.replace(lost, ReplicaId(17)).await;
     let leader = cluster.group(cluster.leader().await);
-    let renewed = leader.renew(ReplicaId(lost), ReplicaId(17), node(lost));
+    let renewed = leader.renew(ReplicaId(17), node(lost));
     renewed.await.unwrap();
     let state = leader.state().borrow().clone();
     assert!(state.voters.contains(&ReplicaId(17)), "{state:?}");
     assert!(!state.members.contains_key(&ReplicaId(lost)), "{state:?}");
-    let again = leader.renew(ReplicaId(lost), ReplicaId(17), node(lost));
+    let again = leader.renew(ReplicaId(17), node(lost));
     again.await.unwrap();
     cluster.accept(11).await;
     cluster.catches_up(lost).await;
     assert_eq!(cluster.numbers(lost), upto(11));
+    // Lost again, after it got its vote: whoever comes next takes its place, whatever was to be replaced at first.
+    cluster.replace(lost, ReplicaId(18)).await;
+    let leader = cluster.group(cluster.leader().await);
+    leader.renew(ReplicaId(18), node(lost)).await.unwrap();
+    let state = leader.state().borrow().clone();
+    assert!(state.voters.contains(&ReplicaId(18)), "{state:?}");
+    assert_eq!(state.members.len(), 3, "{state:?}");
+    cluster.catches_up(lost).await;
     // The new one counts: without the other follower there is still a majority.
     let other = (1..=3).find(|number| *number != lost && cluster.role(*number) != Role::Leader);
     cluster.crash(other.unwrap(), 0).await;
