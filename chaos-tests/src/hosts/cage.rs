@@ -6,7 +6,9 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::io::Read as _;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -20,6 +22,20 @@ const ORPHANED: i32 = 130;
 #[must_use]
 pub fn is_inside() -> bool {
     env::var_os(INSIDE_VARIABLE).is_some() && std::process::id() == 1
+}
+
+/// Where control groups for memory are made.
+#[must_use]
+pub fn memory_groups() -> PathBuf {
+    PathBuf::from("/sys/fs/cgroup/memory")
+}
+
+/// What this run's control group is called: control groups are the one thing that no namespace takes away, so the outer
+/// process does.
+#[must_use]
+pub fn group_name() -> String {
+    let outer = env::var(INSIDE_VARIABLE).unwrap_or_default();
+    format!("roost-chaos-{outer}")
 }
 
 /// Whether this process may make namespaces, mounts and packet rules.
@@ -38,12 +54,13 @@ pub fn enter(arguments: &[OsString]) -> Result<bool> {
         "network namespaces with packet rules need root; without it choose --hosts proxy"
     );
     let program = env::current_exe().context("cannot find this program's own file")?;
+    let outer = std::process::id().to_string();
     let mut child = Command::new("unshare")
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child"])
         .arg("--mount-proc")
         .arg(program)
         .args(arguments)
-        .env(INSIDE_VARIABLE, "1")
+        .env(INSIDE_VARIABLE, &outer)
         // Held open until this process ends: the inner one sees the end of it and goes.
         .stdin(Stdio::piped())
         .spawn()
@@ -51,6 +68,8 @@ pub fn enter(arguments: &[OsString]) -> Result<bool> {
     let stdin = child.stdin.take();
     let status = child.wait()?;
     drop(stdin);
+    // There is none unless the run died with a limit in force.
+    let _ = fs::remove_dir(memory_groups().join(format!("roost-chaos-{outer}")));
     Ok(status.success())
 }
 

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod disk;
+pub mod memory;
 pub mod network;
 pub mod process;
 pub mod weather;

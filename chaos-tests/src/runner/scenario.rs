@@ -6,6 +6,7 @@ use crate::hosts::Delay;
 use crate::nemesis::Fault;
 use crate::nemesis::clock::{Drift, Jump};
 use crate::nemesis::disk::{FlippedLog, Frozen, Full, PowerLoss, ReadOnly, SyncErrors, Wiped};
+use crate::nemesis::memory::MemoryLimit;
 use crate::nemesis::network::{Flapping, Partition, Resets, Shape};
 use crate::nemesis::process::{Kill, PauseLeader, RollingRestart, Victims};
 use crate::nemesis::weather::{Late, Loss, Squeeze};
@@ -202,6 +203,12 @@ pub const KINDS: &[Kind] = &[
         },
     },
     Kind {
+        name: "memory",
+        about: "a leader may take 8 MiB more memory, and no more",
+        needs: NOTHING,
+        make: || Box::<MemoryLimit>::default(),
+    },
+    Kind {
         name: "power-one",
         about: "power loss of one node: what it had not synced is gone",
         needs: DISKS,
@@ -321,6 +328,7 @@ const SETS: &[(&str, &str, &[&str])] = &[
             "loss-light",
             "loss-heavy",
             "squeeze",
+            "memory",
             "power-one",
             "power-all",
             "disk-full",
