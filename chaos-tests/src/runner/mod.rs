@@ -90,7 +90,8 @@ pub async fn run(options: &Options) -> Result<Verdict> {
         .toml(settings(needs.wide));
     let replicas = if nodes < 5 { 3 } else { 5 };
     let mut lab = Lab::prepare(setup, |config| {
-        hosts.adapt(config.replication_factor(replicas), nodes)
+        let config = config.replication_factor(replicas);
+        hosts.adapt(config.ready_timeout(RECOVERY_LIMIT), nodes)
     })?;
     if needs.disks {
         nemesis::disk::prepare(&lab).await?;
