@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::chaos;
 use crate::dependencies;
-use crate::packages::is_root;
+use crate::packages::{ensure_strace, is_root};
 use crate::progress::minutes;
 use crate::workspace::{PROFILE, Workspace, run, shown};
 
@@ -21,7 +21,7 @@ use crate::workspace::{PROFILE, Workspace, run, shown};
 const PROCESS_TESTS: &str = "chaos-tests";
 /// Of these, what takes too long for every day.
 const FULL_TESTS: &str = "full";
-/// And what mounts file systems.
+/// And what mounts file systems and takes hold of other processes.
 const ROOT_TESTS: &str = "root";
 
 struct Done {
@@ -120,6 +120,9 @@ fn documentation_tests(workspace: &Workspace) -> Result<()> {
 /// Without any such test this is a failure: a suite that is not found must not look like one that passed.
 fn process_tests(workspace: &Workspace, mut integration: Vec<String>, full: bool) -> Result<()> {
     integration.retain(|name| fits(name, full, is_root()));
+    if integration.iter().any(|name| name == ROOT_TESTS) {
+        ensure_strace()?;
+    }
     anyhow::ensure!(
         !integration.is_empty(),
         "there are no tests in {PROCESS_TESTS}/tests"

@@ -30,6 +30,16 @@ pub(crate) fn ensure() -> Result<()> {
     }
 }
 
+/// Makes sure that the tests that need root have what they break syncs with.
+///
+/// # Errors
+///
+/// As [`ensure`].
+pub(crate) fn ensure_strace() -> Result<()> {
+    let found = output(Command::new("strace").arg("--version")).is_ok();
+    install(if found { &[] } else { &["strace"] })
+}
+
 /// Installs these, or says the command.
 ///
 /// # Errors

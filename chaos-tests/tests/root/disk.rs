@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::tools::run;
+
 /// The file is sparse.
 const SIZE_BYTES: u64 = 1 << 30;
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`, for every directory named. One process for all, so that they
@@ -83,16 +85,6 @@ pub(crate) fn power_off(disks: &[Disk]) -> Result<()> {
     run(Command::new("perl")
         .args(["-e", SHUTDOWN])
         .args(mounts.map(Path::as_os_str)))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {name}"))?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{name}: {}", errors.trim());
-    Ok(())
 }
 
 /// Goal: the fault is a real one. Method: one file synced and one not; after the loss the first is there.
