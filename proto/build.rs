@@ -11,13 +11,16 @@ const FILES: &[&str] = &[
     "roost/peer/v1/peer.proto",
 ];
 
+/// What clients are told of by server reflection; the rest is between nodes, or on disk.
+const CLIENT_FILES: &[&str] = &["roost/v1/messaging.proto", "roost/admin/v1/admin.proto"];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(FILES, ["proto"])?;
+    let clients = protox::compile(CLIENT_FILES, ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    std::fs::write(out.join("client_descriptors.bin"), clients.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".")
-        .compile_fds(descriptors)?;
+        .compile_fds(protox::compile(FILES, ["proto"])?)?;
     Ok(())
 }

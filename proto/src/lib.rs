@@ -7,8 +7,10 @@ pub use roost::peer::v1 as peer;
 pub use roost::storage::v1 as storage;
 pub use roost::v1;
 
-/// Every .proto file as an encoded `FileDescriptorSet`, for gRPC server reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+/// The .proto files that clients and administrators use, as an encoded `FileDescriptorSet` for gRPC server reflection.
+/// What nodes say to each other is not among them.
+pub const CLIENT_DESCRIPTORS: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/client_descriptors.bin"));
 
 // Nested as the packages are: generated code names its neighbours by relative path.
 mod roost {

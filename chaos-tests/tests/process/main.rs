@@ -15,6 +15,7 @@ mod devices;
 mod examples;
 mod expiry;
 mod files;
+mod health;
 mod kills;
 mod repeats;
 mod text;

@@ -49,6 +49,12 @@ impl Config {
                 "is beyond loopback, where nothing is encrypted yet: listen on 127.0.0.1, or say insecure = true",
             )?;
         }
+        require(
+            listen.peer.ip().is_loopback() || !self.cluster.token.reveal().is_empty(),
+            "cluster.token",
+            "is empty while listen.peer is beyond loopback, where whoever reaches it could ask for the admin token: give \
+             all founding nodes the same secret",
+        )?;
         check_advertised("advertise.client", &self.advertise.client, listen.client)?;
         check_advertised("advertise.peer", &self.advertise.peer, listen.peer)
     }

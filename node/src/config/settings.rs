@@ -112,7 +112,8 @@ section! {
     Cluster {
         /// Peer addresses (`host:port`) of all founding nodes, this one among them. Empty: a cluster of this node alone.
         initial_nodes: Vec<String> = Vec::new();
-        /// Shared by the founding nodes, so that a stranger at one of their addresses founds nothing with them.
+        /// Shared by the founding nodes, so that a stranger at one of their addresses founds nothing with them. Not empty
+        /// when `listen.peer` is beyond loopback.
         token: Token = Token::default();
         /// Number of user shards, a power of two.
         shards: u32 = 32, within 1..=65_536;

@@ -202,6 +202,17 @@ fn beyond_loopback_only_when_said() {
     assert_eq!(config.insecure_listeners().len(), 1);
 }
 
+/// Whoever reaches a peer port may ask for the admin token of a cluster whose own token is empty.
+#[test]
+fn peers_beyond_loopback_share_a_secret() {
+    let open = "insecure = true\n[listen]\npeer = \"10.0.0.1:7500\"";
+    let error = refused(open, &[], &[]);
+    assert!(error.contains("cluster.token is empty"), "{error}");
+    load(open, &[], &["cluster.token=a secret"]).expect("valid");
+    let clients = "insecure = true\n[listen]\nclient = \"10.0.0.1:7400\"";
+    load(clients, &[], &[]).expect("the peer port is on loopback");
+}
+
 #[test]
 fn a_dump_is_the_config() {
     let text = "[cluster]\ntoken = \"secret-word\"\nshards = 4\n[log]\nformat = \"json\"";

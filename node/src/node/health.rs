@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::edge::{http, peer};
@@ -23,6 +24,8 @@ pub(crate) struct NodeHealth {
     disk_low: Arc<AtomicBool>,
     warnings: Vec<String>,
     phase: Mutex<Phase>,
+    /// The phase is another one.
+    changed: Notify,
     /// Set and taken back by whoever watches over something.
     noted: Mutex<BTreeMap<&'static str, String>>,
     /// How far the rebuild of the node is, while there is one.
@@ -53,6 +56,7 @@ impl NodeHealth {
             disk_low: Arc::default(),
             warnings,
             phase: Mutex::new(Phase::Waiting("the node is starting".to_owned())),
+            changed: Notify::new(),
             noted: Mutex::default(),
             rebuild: Mutex::default(),
         })
@@ -84,15 +88,26 @@ impl NodeHealth {
     }
 
     pub(crate) fn waits_for(&self, what: String) {
-        *self.phase.lock() = Phase::Waiting(what);
+        self.enter(Phase::Waiting(what));
     }
 
+    /// It takes part, and serves as soon as its replicas do.
     pub(crate) fn joined(&self, replicas: &Arc<Replicas>) {
-        *self.phase.lock() = Phase::Joined(Arc::clone(replicas));
+        self.enter(Phase::Joined(Arc::clone(replicas)));
     }
 
     pub(crate) fn stopping(&self) {
-        *self.phase.lock() = Phase::Stopping;
+        self.enter(Phase::Stopping);
+    }
+
+    /// Returns when the node enters another phase of its life. For one listener.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn enter(&self, phase: Phase) {
+        *self.phase.lock() = phase;
+        self.changed.notify_one();
     }
 
     fn readiness(&self) -> Result<(), String> {

@@ -8,7 +8,10 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService as _;
 use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use roost_proto::admin::admin_server::AdminServer;
 use roost_proto::v1::messaging_server::MessagingServer;
@@ -27,6 +30,9 @@ const FRAME_OVERHEAD_BYTES: usize = 64 * 1024;
 
 /// Larger frames end the connection, so bodies far over the bound still get their `TOO_LARGE`.
 const FRAME_BYTES_MIN: usize = 8 * 1024 * 1024;
+
+/// Between two looks at the readiness for the standard health service.
+const READINESS_TICK: Duration = Duration::from_millis(250);
 
 /// How long connections may take to end when the node stops.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
@@ -61,14 +67,13 @@ impl Bound {
 pub(crate) struct Serving {
     pub(crate) peers: Server,
     pub(crate) clients: Arc<Seat>,
-    health: tonic_health::server::HealthReporter,
     tasks: JoinSet<()>,
 }
 
 impl Serving {
-    /// Starts answering on all ports; until [`Serving::open`] clients and other nodes are told that the node is not
-    /// ready, except for introductions.
-    pub(crate) fn start(
+    /// Starts answering on all ports; until it serves, clients and other nodes are told that the node is not ready, except
+    /// for introductions.
+    pub(crate) async fn start(
         bound: Bound,
         founding: &Arc<Founding>,
         health: &Arc<NodeHealth>,
@@ -87,6 +92,12 @@ impl Serving {
 
         let clients = Arc::new(Seat::default());
         let (reporter, health_service) = tonic_health::server::health_reporter();
+        report_readiness(&reporter, false).await;
+        let (stopped, followed) = (shutdown.clone(), Arc::clone(health));
+        tasks.spawn(async move {
+            let follow = follow_readiness(&reporter, &followed);
+            stopped.run_until_cancelled(follow).await;
+        });
         let routes = client_routes(&clients, config, health_service);
         let incoming = TcpIncoming::from(bound.client).with_nodelay(Some(true));
         let stopped = shutdown.clone().cancelled_owned();
@@ -117,17 +128,8 @@ impl Serving {
         Self {
             peers,
             clients,
-            health: reporter,
             tasks,
         }
-    }
-
-    /// Lets clients in: the standard health service says so, too.
-    pub(crate) async fn open(&self) {
-        self.health
-            .set_serving::<MessagingServer<MessagingService>>()
-            .await;
-        self.health.set_serving::<AdminServer<AdminService>>().await;
     }
 
     /// Waits until the listeners have ended, for a bounded time: a peer's stream may stay open for as long as the peer.
@@ -146,11 +148,12 @@ fn client_routes<H: tonic_health::pb::health_server::Health>(
         (config.queue.body_bytes_max as usize * 2 + FRAME_OVERHEAD_BYTES).max(FRAME_BYTES_MIN);
     let messaging = MessagingServer::new(MessagingService::new(Arc::clone(clients)))
         .max_decoding_message_size(frame_bytes_max);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(roost_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the descriptors were compiled with this program");
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(roost_proto::CLIENT_DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let compiled = "the descriptors were compiled with this program";
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_millis(config.session.keep_alive_ms)))
         .http2_keepalive_timeout(Some(Duration::from_millis(
@@ -159,7 +162,33 @@ fn client_routes<H: tonic_health::pb::health_server::Health>(
         .add_service(messaging)
         .add_service(AdminServer::new(AdminService::new(Arc::clone(clients))))
         .add_service(health)
-        .add_service(reflection)
+        .add_service(reflection().build_v1().expect(compiled))
+        // What generic clients of some years ago ask for.
+        .add_service(reflection().build_v1alpha().expect(compiled))
+}
+
+/// Tells the standard health service what the readiness probe says, at once when the node begins to stop.
+async fn follow_readiness(reporter: &HealthReporter, health: &NodeHealth) {
+    loop {
+        report_readiness(reporter, http::Probes::ready(health).is_ok()).await;
+        // Ended early by the beginning of a drain.
+        let _ = tokio::time::timeout(READINESS_TICK, health.changed()).await;
+    }
+}
+
+/// For the node as a whole, whose name is empty, and for each service that clients know.
+async fn report_readiness(reporter: &HealthReporter, ready: bool) {
+    let status = match ready {
+        true => ServingStatus::Serving,
+        false => ServingStatus::NotServing,
+    };
+    for service in [
+        "",
+        MessagingServer::<MessagingService>::NAME,
+        AdminServer::<AdminService>::NAME,
+    ] {
+        reporter.set_service_status(service, status).await;
+    }
 }
 
 fn report<E: std::fmt::Display>(listener: &'static str, ended: Result<(), E>) {

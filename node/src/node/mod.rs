@@ -79,7 +79,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     tracing::info!(node = %founding.identity(), name = config.name, "starts");
 
     let shutdown = CancellationToken::new();
-    let serving = Serving::start(bound, &founding, &health, exposition, &config, &shutdown);
+    let serving = Serving::start(bound, &founding, &health, exposition, &config, &shutdown).await;
     let running = async {
         let cluster = founding.wait(&health).await?;
         let node = Node::build(
@@ -96,7 +96,8 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
             &shutdown,
         )
         .await?;
-        node.serve(&serving).await;
+        node.serve(&serving);
+        health.joined(&node.replicas);
         Ok::<_, anyhow::Error>(node)
     };
     let node = tokio::select! {
@@ -211,7 +212,6 @@ impl Node {
             placements,
         ));
         let sessions = Sessions::new(Arc::clone(&router), config);
-        health.joined(&replicas);
         let pump = outbox::run(
             Arc::clone(&router),
             Arc::clone(&replicas),
@@ -268,14 +268,13 @@ impl Node {
     }
 
     /// Lets other nodes and clients in.
-    async fn serve(&self, serving: &Serving) {
+    fn serve(&self, serving: &Serving) {
         serving.peers.serve(Arc::clone(&self.service) as Arc<_>);
         serving.clients.take(Served {
             sessions: Arc::clone(&self.sessions),
             router: Arc::clone(&self.router),
             peers: Arc::clone(&self.peers),
         });
-        serving.open().await;
     }
 
     /// Stops taking sessions, hands leaderships over, tells sessions where to go.
