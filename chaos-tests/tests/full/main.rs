@@ -4,4 +4,5 @@
 
 mod kills;
 mod memory;
+mod saturation;
 mod trace;
