@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 use crate::peer::{Lane, Peers};
-use crate::replica::clock::{Vitals, WallClock};
+use crate::replica::clock::{Reading, Vitals, WallClock};
 use crate::replica::{Replica, Replicas};
 use crate::router::Router;
 use crate::storage::keys::Key;
@@ -84,7 +84,7 @@ impl Controller {
                 refreshed = Some(Instant::now());
             }
             for node in self.router.placement().nodes().keys() {
-                match self.vitals.has_room(*node) {
+                match self.vitals.may_lead(*node) {
                     true => drop(well.entry(*node).or_insert_with(Instant::now)),
                     false => drop(well.remove(node)),
                 }
@@ -124,7 +124,12 @@ impl Controller {
                 .wall_ms
                 .cast_signed()
                 .wrapping_sub(here_ms.cast_signed());
-            self.vitals.note(*node, offset_ms, clock.disk_low);
+            let reading = Reading {
+                offset_ms,
+                disk_low: clock.disk_low,
+                leaving: clock.leaving,
+            };
+            self.vitals.note(*node, reading);
             Some(())
         });
         futures::future::join_all(readings).await;
@@ -241,6 +246,7 @@ impl Controller {
         let fit = |(id, node): &&(ReplicaId, NodeId)| {
             *node != self.me
                 && settled(*node)
+                && replica.group().hears(*id)
                 && state.nearly_caught_up(*id)
                 && state.voters.contains(id)
         };

@@ -18,6 +18,7 @@ mod files;
 mod health;
 mod kills;
 mod repeats;
+mod rolling;
 mod text;
 mod workload;
 

@@ -27,6 +27,8 @@ pub trait Health: Send + Sync + 'static {
     fn ready(&self) -> bool;
     /// The disk is below its reserve.
     fn disk_low(&self) -> bool;
+    /// The node is stopping.
+    fn leaving(&self) -> bool;
     /// What an operator should know.
     fn warnings(&self) -> Vec<String>;
 }
@@ -58,6 +60,10 @@ impl Service for PeerService {
                     .map(Answer::Shard)
             })
             .boxed(),
+            // Whoever asks may not have heard yet; the leadership would move again at once.
+            Some(Ask::HandOver(_)) if self.health.leaving() => {
+                answer(async { Err(Error::NoReplica) }).boxed()
+            }
             Some(Ask::HandOver(hand_over)) => answer(async move {
                 replicas.elect(ReplicaId(hand_over.replica)).await?;
                 Ok(Answer::HandOver(HandOverResponse {}))
@@ -67,6 +73,7 @@ impl Service for PeerService {
                 let clock = ClockResponse {
                     wall_ms: (self.wall)(),
                     disk_low: self.health.disk_low(),
+                    leaving: self.health.leaving(),
                 };
                 answer(async move { Ok(Answer::Clock(clock)) }).boxed()
             }

@@ -151,6 +151,10 @@ impl peer::Health for NodeHealth {
         self.disk_low.load(Ordering::Relaxed)
     }
 
+    fn leaving(&self) -> bool {
+        matches!(*self.phase.lock(), Phase::Stopping)
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.clone();
         if self.disk_low() {

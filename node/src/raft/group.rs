@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::collect::{Collector, Keep};
 use super::fault::Fault;
+use super::heard::Heard;
 use super::inbox::{self, Inbox, Receiving};
 use super::log_store::LogStore;
 use super::network::Network;
@@ -123,6 +124,8 @@ pub struct Group {
     log: LogStore,
     inbox: Inbox,
     collector: Mutex<Collector>,
+    heard: Heard,
+    timing: Timing,
     follower: JoinHandle<()>,
 }
 
@@ -153,12 +156,14 @@ impl Group {
             config.effects,
             fault.clone(),
         )?;
+        let heard = Heard::default();
         let network = Network {
             replica,
             peers: config.peers,
             timing: config.timing,
             fault: fault.clone(),
             pace: config.pace,
+            heard: heard.clone(),
         };
         let settings = Arc::new(config.timing.config(&config.shard.to_string()));
         let opened = Raft::new(replica.0, settings, network, log.clone(), machine).await;
@@ -179,6 +184,8 @@ impl Group {
             state,
             states,
             log,
+            heard,
+            timing: config.timing,
         })
     }
 
@@ -321,6 +328,13 @@ impl Group {
             .wait_for(|state| state.role != Role::Leader || state.caught_up(target))
             .await;
         reached.is_ok_and(|state| state.role == Role::Leader)
+    }
+
+    /// Whether another replica has answered this one within the longest election timeout: a leader's heartbeats go out
+    /// several times within it, so one that has not is dead, cut off, or frozen.
+    #[must_use]
+    pub fn hears(&self, target: ReplicaId) -> bool {
+        self.heard.within(target, self.timing.election_max)
     }
 
     /// Purges what the log need not keep; returns up to which index it asked openraft to, if there was anything. Call

@@ -11,6 +11,7 @@ mod codec;
 mod collect;
 mod fault;
 mod group;
+mod heard;
 mod inbox;
 mod log_store;
 mod members;

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::codec::{decode_message, encode_message};
 use super::fault::Fault;
+use super::heard::Heard;
 use super::pace::Pace;
 use super::snapshot::{Answer, Chunk, Frozen, Handle, Sender};
 use super::timing::Timing;
@@ -41,6 +42,7 @@ pub(super) struct Network {
     pub timing: Timing,
     pub fault: Fault,
     pub pace: Arc<Pace>,
+    pub heard: Heard,
 }
 
 /// One replica's way to another.
@@ -52,6 +54,7 @@ pub(super) struct Link {
     timing: Timing,
     fault: Fault,
     pace: Arc<Pace>,
+    heard: Heard,
 }
 
 /// Why there is no answer.
@@ -93,6 +96,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             timing: self.timing,
             fault: self.fault.clone(),
             pace: self.pace.clone(),
+            heard: self.heard.clone(),
         }
     }
 }
@@ -112,7 +116,10 @@ impl Link {
         };
         let response = self.peers.call(self.node, lane, deadline, request).await?;
         match response.response {
-            Some(response::Response::Raft(response)) => response.body.ok_or(CallError::Mismatch),
+            Some(response::Response::Raft(response)) => {
+                self.heard.note(ReplicaId(self.target));
+                response.body.ok_or(CallError::Mismatch)
+            }
             Some(response::Response::Failure(failure)) => {
                 Err(CallError::Failure(format!("{:?}", failure.reason())))
             }

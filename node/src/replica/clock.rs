@@ -38,26 +38,24 @@ pub fn system_wall_clock() -> WallClock {
 /// What this node knows of the clocks and disks of the others. One a node, filled by its controller.
 #[derive(Debug, Default)]
 pub struct Vitals {
-    others: Mutex<BTreeMap<NodeId, Reading>>,
+    others: Mutex<BTreeMap<NodeId, (Reading, Instant)>>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Reading {
-    /// Their wall clock minus ours, milliseconds.
-    offset_ms: i64,
-    disk_low: bool,
-    at: Instant,
+/// What another node has said of itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reading {
+    /// Its wall clock minus ours, milliseconds.
+    pub offset_ms: i64,
+    /// Its disk is below its reserve.
+    pub disk_low: bool,
+    /// It is stopping.
+    pub leaving: bool,
 }
 
 impl Vitals {
     /// Notes another node's reading.
-    pub fn note(&self, node: NodeId, offset_ms: i64, disk_low: bool) {
-        let reading = Reading {
-            offset_ms,
-            disk_low,
-            at: Instant::now(),
-        };
-        self.others.lock().insert(node, reading);
+    pub fn note(&self, node: NodeId, reading: Reading) {
+        self.others.lock().insert(node, (reading, Instant::now()));
     }
 
     /// Whether a majority of `nodes` (all of the cluster) has a clock within `within_ms` of this node's, itself counted.
@@ -88,26 +86,28 @@ impl Vitals {
         self.fresh().filter(|reading| reading.disk_low).count()
     }
 
-    /// Whether a node has said lately that its disk has room.
+    /// Whether a node has said lately that its disk has room and that it stays.
     #[must_use]
-    pub fn has_room(&self, node: NodeId) -> bool {
+    pub fn may_lead(&self, node: NodeId) -> bool {
         let others = self.others.lock();
         others
             .get(&node)
-            .is_some_and(|reading| reading.is_fresh() && !reading.disk_low)
+            .is_some_and(|(reading, at)| is_fresh(*at) && !reading.disk_low && !reading.leaving)
     }
 
     fn fresh(&self) -> impl Iterator<Item = Reading> {
         let others = self.others.lock();
-        let fresh: Vec<Reading> = others.values().copied().filter(Reading::is_fresh).collect();
+        let fresh: Vec<Reading> = others
+            .values()
+            .filter(|(_, at)| is_fresh(*at))
+            .map(|(reading, _)| *reading)
+            .collect();
         fresh.into_iter()
     }
 }
 
-impl Reading {
-    fn is_fresh(&self) -> bool {
-        self.at.elapsed() < READING_AGE_MAX
-    }
+fn is_fresh(at: Instant) -> bool {
+    at.elapsed() < READING_AGE_MAX
 }
 
 /// One shard's time at its leader.
@@ -227,21 +227,60 @@ mod tests {
         assert!(!clock.is_settled(), "but not in the next");
     }
 
+    /// A node that is stopping would get its leaderships back from the others while it still answers them.
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_or_has_no_room_may_not_lead() {
+        let vitals = Vitals::default();
+        let node = NodeId::from_random([1; 16]);
+        assert!(!vitals.may_lead(node), "nothing is known of it");
+        let well = Reading::default();
+        for (reading, may) in [
+            (well, true),
+            (
+                Reading {
+                    leaving: true,
+                    ..well
+                },
+                false,
+            ),
+            (
+                Reading {
+                    disk_low: true,
+                    ..well
+                },
+                false,
+            ),
+            (well, true),
+        ] {
+            vitals.note(node, reading);
+            assert_eq!(vitals.may_lead(node), may, "{reading:?}");
+        }
+        tokio::time::advance(READING_AGE_MAX).await;
+        assert!(!vitals.may_lead(node), "it has not been heard of lately");
+    }
+
+    fn offset(offset_ms: i64) -> Reading {
+        Reading {
+            offset_ms,
+            ..Reading::default()
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_majority_is_counted_with_oneself() {
         let vitals = Vitals::default();
         let nodes: Vec<NodeId> = (0..2u8).map(|n| NodeId::from_random([n; 16])).collect();
         assert!(vitals.clock_confirmed(1, 30_000));
         assert!(!vitals.clock_confirmed(3, 30_000));
-        vitals.note(nodes[0], 40_000, false);
-        vitals.note(nodes[1], 41_000, false);
+        vitals.note(nodes[0], offset(40_000));
+        vitals.note(nodes[1], offset(41_000));
         assert!(!vitals.clock_confirmed(3, 30_000), "both others disagree");
         assert_eq!(
             vitals.clock_offset_ms(3),
             Some(-40_000),
             "so this one is slow"
         );
-        vitals.note(nodes[1], -20, false);
+        vitals.note(nodes[1], offset(-20));
         assert!(vitals.clock_confirmed(3, 30_000));
         tokio::time::advance(READING_AGE_MAX).await;
         assert!(

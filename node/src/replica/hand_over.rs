@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use roost_proto::peer::{HandOver, Request, request};
+use roost_proto::peer::{HandOver, Request, request, response};
 
 use super::{Error, Replica};
 use crate::peer::{Lane, Peers};
@@ -18,8 +18,8 @@ impl Replica {
     /// Hands leadership to another voter of the shard; returns once somebody else leads.
     ///
     /// # Errors
-    /// [`Error::Unknown`] if the target did not take over in time; this replica then goes on leading, or follows
-    /// whoever was elected.
+    /// [`Error::Unknown`] if the target has not been heard of lately, and nothing was paused for it, or if it did not take
+    /// over in time; this replica then goes on leading, or follows whoever was elected.
     pub async fn hand_over(
         &self,
         peers: &dyn Peers,
@@ -28,6 +28,10 @@ impl Replica {
     ) -> Result<(), Error> {
         if self.group.state().borrow().role != Role::Leader {
             return Ok(());
+        }
+        // A target that is frozen would hold the proposals back for nothing.
+        if !self.group.hears(target) {
+            return Err(Error::Unknown);
         }
         self.proposer.set_paused(true);
         let handed =
@@ -48,10 +52,13 @@ impl Replica {
         let request = Request {
             request: Some(request::Request::HandOver(HandOver { replica: target.0 })),
         };
-        peers
+        let answer = peers
             .call(node, Lane::Control, PAUSE_MAX, request)
             .await
             .map_err(|_| Error::Unknown)?;
+        if !matches!(answer.response, Some(response::Response::HandOver(_))) {
+            return Err(Error::Unknown);
+        }
         let mut states = self.group.state();
         // The group lives as long as this replica.
         drop(

@@ -66,6 +66,25 @@ async fn a_cut_leader_serves_nothing() {
     assert_eq!(cluster.numbers(old), upto(1));
 }
 
+/// A leadership is handed only to a replica that has just answered: a frozen one would hold the proposals back in vain.
+#[tokio::test(start_paused = true)]
+async fn a_leader_knows_whom_it_hears() {
+    let timing = Timing::LOCAL;
+    let cluster = Cluster::start(12).await;
+    cluster.accept(1).await;
+    let leader = cluster.leader().await;
+    let other = (1..=3).find(|number| *number != leader).unwrap();
+    cluster.catches_up(other).await;
+    let (group, target) = (cluster.group(leader), ReplicaId(other));
+    assert!(group.hears(target));
+    cluster.cut(leader, other);
+    tokio::time::sleep(timing.election_max + timing.heartbeat).await;
+    assert!(!group.hears(target));
+    cluster.heal();
+    tokio::time::sleep(timing.backoff() + timing.heartbeat * 2).await;
+    assert!(group.hears(target));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_was_away_catches_up_from_the_log() {
     let mut cluster = Cluster::start(4).await;

@@ -361,6 +361,10 @@ impl Health for Well {
         false
     }
 
+    fn leaving(&self) -> bool {
+        false
+    }
+
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
