@@ -67,6 +67,8 @@ pub(crate) struct Pipeline {
     backoff: Backoff,
     in_flight: usize,
     pending: usize,
+    /// What the server takes as a body, once a greeting has told.
+    body_bytes_max: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -116,6 +118,17 @@ impl Pipeline {
             backoff,
             in_flight: 0,
             pending: 0,
+            body_bytes_max: None,
+        }
+    }
+
+    /// The server takes bodies of this many bytes: what is larger is refused here, and never sent, because a frame
+    /// beyond the server's bound would end the stream and everything else on it. What has been sent before may have
+    /// been accepted, under another bound: only the server can answer it.
+    pub(crate) fn limit_bodies(&mut self, bytes_max: usize) {
+        self.body_bytes_max = Some(bytes_max);
+        for conversation in self.conversations.values_mut() {
+            self.pending -= conversation.refuse_unsent_above(bytes_max);
         }
     }
 
@@ -138,6 +151,14 @@ impl Pipeline {
         if let Some(twin) = twin {
             twin.replies.push(reply);
             twin._permits.extend(permit);
+            return;
+        }
+        if self
+            .body_bytes_max
+            .is_some_and(|max| message.body.len() > max)
+        {
+            // It takes no position: what comes behind it goes on.
+            let _ = reply.send(Ok(too_large(message)));
             return;
         }
         conversation.push(message, reply, permit);
@@ -486,6 +507,29 @@ impl Conversation {
         }
     }
 
+    /// Refuses what is too large and was never sent, and gives how many those were. Nothing is on its way.
+    fn refuse_unsent_above(&mut self, bytes_max: usize) -> usize {
+        let before = self.unanswered.len();
+        for pending in std::mem::take(&mut self.unanswered) {
+            let unsent = pending.sent_at_ms.is_none() && pending.sent_at_max.is_none();
+            if !unsent || pending.message.body.len() <= bytes_max {
+                self.unanswered.push_back(pending);
+                continue;
+            }
+            self.ids.remove(&pending.message.id);
+            let answer = too_large(pending.message);
+            for reply in pending.replies {
+                let _ = reply.send(Ok(answer.clone()));
+            }
+        }
+        let refused = before - self.unanswered.len();
+        if refused > 0 {
+            // Their positions are nobody's now.
+            self.renumber();
+        }
+        refused
+    }
+
     fn renumber(&mut self) {
         self.chain = draw_chain();
         self.next_position = 1;
@@ -493,6 +537,25 @@ impl Conversation {
             pending.position = self.next_position;
             self.next_position += 1;
         }
+    }
+}
+
+/// The answer to a message that is not worth sending.
+fn too_large(message: Outgoing) -> Answer {
+    let why = "the body is larger than the server takes";
+    Answer {
+        id: message.id,
+        to: message.to,
+        status: Status::Refused,
+        place: None,
+        error: Some(Refusal::of(Code::TooLarge, why)),
+        origin: Origin {
+            chain: 0,
+            position: 0,
+            sent_at_ms: 0,
+            kind: message.kind as i32,
+            watch: 0,
+        },
     }
 }
 

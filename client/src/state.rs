@@ -88,6 +88,9 @@ impl State {
             at: now,
         });
         self.in_flight_max = (welcome.in_flight_max as usize).max(1);
+        if welcome.body_bytes_max > 0 {
+            self.pipeline.limit_bodies(welcome.body_bytes_max as usize);
+        }
         (self.heard_at, self.pinged_at, self.answered_at) = (now, now, now);
         if self.attached {
             self.inbox.begin(cursor);

@@ -17,6 +17,13 @@ async fn send(client: &Client, ids: &str) -> Vec<SendHandle> {
     handles
 }
 
+async fn send_body(client: &Client, id: &str, body: &'static str) -> SendHandle {
+    let options = SendOptions::default().id(id);
+    soon(client.send("bob", body, options))
+        .await
+        .expect("taken")
+}
+
 /// E.g. `"a:1 b:QUEUE_FULL"`.
 async fn answers(handles: Vec<SendHandle>) -> String {
     let mut words = Vec::new();
@@ -244,4 +251,32 @@ async fn what_is_unanswered_at_the_end_says_why() {
         Ok(handle) => assert!(matches!(soon(handle).await, Err(Error::Unauthenticated(_)))),
         Err(error) => assert!(matches!(error, Error::Unauthenticated(_))),
     }
+}
+
+/// A body larger than the server takes is refused at once and never sent, whether it was handed over before the
+/// greeting or after it; what comes behind it goes on, on the same session.
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_here() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    let early = vec![
+        send_body(&client, "a", "hello").await,
+        send_body(&client, "b", "more than ten").await,
+        send_body(&client, "c", "hello").await,
+    ];
+    let mut session = server.welcome().await;
+    let (words, sends) = session.hear_sends(2).await;
+    assert_eq!(words, "a1 c2");
+    session.accept(&sends[0], 1).await;
+    session.accept(&sends[1], 2).await;
+    assert_eq!(answers(early).await, "a:1 b:TOO_LARGE c:2");
+
+    let late = vec![
+        send_body(&client, "d", "more than ten").await,
+        send_body(&client, "e", "ten bytes!").await,
+    ];
+    let (words, sends) = session.hear_sends(1).await;
+    assert_eq!(words, "e3");
+    session.accept(&sends[0], 3).await;
+    assert_eq!(answers(late).await, "d:TOO_LARGE e:3");
 }

@@ -133,6 +133,7 @@ impl Session {
             server_time_ms: 1_000_000,
             cursor: Some(place(committed)),
             in_flight_max,
+            body_bytes_max: 10,
             ..v1::Welcome::default()
         }))
         .await;
