@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::chaos;
 use crate::dependencies;
+use crate::once;
 use crate::packages::{ensure_strace, is_root};
 use crate::progress::minutes;
 use crate::workspace::{PROFILE, Workspace, run, shown};
@@ -59,6 +60,9 @@ pub(crate) fn run_all(workspace: &Workspace, full: bool) -> Result<bool> {
             process_tests(workspace, processes, full)
         }));
         done.push(check("chaos", || attacks(workspace, full)));
+    }
+    if full {
+        done.push(check("RocksDB compiled once", || once::prove(workspace)));
     }
     summarise(&done);
     Ok(done.iter().all(|check| check.passed))

@@ -7,13 +7,14 @@
 //!
 //! One noun per file: [`workspace`] is this checkout and its cargo, [`packages`] what the system must have,
 //! [`rocksdb`] the library compiled once per machine, [`dependencies`] the review of licences and duplicates, [`unused`] of what nobody uses,
-//! [`checks`] everything `test` runs, [`chaos`] the cluster under attack, [`story`] `up` and `demo`.
+//! [`once`] the proof of it, [`checks`] everything `test` runs, [`chaos`] the cluster under attack, [`story`] `up` and `demo`.
 
 mod chaos;
 mod checks;
 mod compiler;
 mod dependencies;
 mod licence;
+mod once;
 mod packages;
 mod progress;
 mod rocksdb;
@@ -34,7 +35,8 @@ usage: cargo xtask COMMAND
   test [--full]     everything that continuous integration runs; --full adds what takes long
   chaos [OPTIONS]   break a cluster under load and check its promises; --list names the ways, --help the options
   build             build the roost binary and say where it is
-  rocksdb           only make sure that RocksDB's static library is there, and say where";
+  rocksdb           only make sure that RocksDB's static library is there, and say where
+  rocksdb --prove   build in several ways, and show that none of RocksDB is compiled again";
 
 const EXIT_USAGE: u8 = 64;
 
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         ["chaos", options @ ..] => chaos(options),
         ["build"] => build(),
         ["rocksdb"] => library(),
+        ["rocksdb", "--prove"] => ready().and_then(|workspace| once::prove(&workspace)),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

@@ -208,14 +208,19 @@ fn start(scratch: &Path) -> Result<Child> {
 }
 
 fn state(release: &Path, total: Option<usize>) -> String {
-    let objects: usize = build_directories(release)
-        .map(|build| object_count(&build.join("out")))
-        .sum();
+    let objects = objects(release);
     match total {
         _ if objects == 0 => "fetching and compiling what it needs".to_owned(),
         Some(total) => format!("{objects} of {total} objects compiled"),
         None => format!("{objects} objects compiled"),
     }
+}
+
+/// How many objects of RocksDB the target directory of a profile has.
+pub(crate) fn objects(profile: &Path) -> usize {
+    build_directories(profile)
+        .map(|build| object_count(&build.join("out")))
+        .sum()
 }
 
 /// Objects lie in the directory or one below.
@@ -307,6 +312,10 @@ mod tests {
             harvest(&target, "0.1.0+2"),
             Some(build.join("out").join(LIBRARY))
         );
+        assert_eq!(objects(&target.join("fast")), 0);
+        fs::create_dir_all(build.join("out/rocksdb"))?;
+        fs::write(build.join("out/rocksdb/db.o"), "")?;
+        assert_eq!(objects(&target.join("fast")), 1);
         fs::remove_dir_all(target)?;
         Ok(())
     }

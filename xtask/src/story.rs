@@ -33,18 +33,10 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<()> {
 pub(crate) fn dev(workspace: &Workspace, options: &[&str]) -> Result<()> {
     let roost = build(workspace, &["roost"])?.join("roost");
     let shown = roost.display();
+    // It says itself what to type: it knows its ports and directory.
     println!(
-        "
-Now a cluster of three nodes runs here until Ctrl-C. In another terminal:
-
-  alias roost={shown}
-  roost account add +15550001 --device phone
-  roost account add +15550002 --device phone
-  roost send --as +15550001 --to +15550002 \"hello\"        # one tick: on disk on a majority of replicas
-  roost listen --as +15550002 --count 1 --server http://127.0.0.1:7403
-  roost send --as +15550001 --to +15550002 \"again\" --until delivered
-  roost status
-"
+        "\nNow a cluster of three nodes runs here until Ctrl-C. What it says to type needs this first:\n\n  \
+         alias roost={shown}\n"
     );
     let error = Command::new(&roost)
         .arg("dev")

@@ -171,7 +171,7 @@ fn introduce(args: &Args, record: Record, cluster: &Cluster) -> io::Result<()> {
     };
     writeln!(
         out,
-        "\nIn another terminal:\n\
+        "\nIn another terminal, in this directory:\n\
          \x20 roost account add +4915100000001 --device phone{admin}{server}\n\
          \x20 roost account add +4915100000002 --device phone{admin}{server}\n\
          \x20 roost send --as +4915100000001 --to +4915100000002 \"Good morning\"{server}\n\
