@@ -107,7 +107,7 @@ impl Controller {
             .filter(|node| *node != self.me)
             .collect();
         let readings = others.iter().map(|node| async {
-            let asked_ms = (self.wall)();
+            let asked = Instant::now();
             let ask = Request {
                 request: Some(request::Request::Clock(ClockRequest {})),
             };
@@ -119,13 +119,10 @@ impl Controller {
             let Some(response::Response::Clock(clock)) = answer.response else {
                 return None;
             };
-            let here_ms = asked_ms.midpoint((self.wall)());
-            let offset_ms = clock
-                .wall_ms
-                .cast_signed()
-                .wrapping_sub(here_ms.cast_signed());
+            // It was read about half a round trip ago, which CLOCK_WITHIN bounds.
+            let way_back = u64::try_from(asked.elapsed().as_millis() / 2).unwrap_or(0);
             let reading = Reading {
-                offset_ms,
+                wall_ms: clock.wall_ms.saturating_add(way_back),
                 disk_low: clock.disk_low,
                 leaving: clock.leaving,
             };
@@ -133,7 +130,8 @@ impl Controller {
             Some(())
         });
         futures::future::join_all(readings).await;
-        if let Some(offset_ms) = self.vitals.clock_offset_ms(placement.nodes().len()) {
+        let nodes = placement.nodes().len();
+        if let Some(offset_ms) = self.vitals.clock_offset_ms(nodes, (self.wall)()) {
             metrics::CLOCK_OFFSET
                 .handle()
                 .set(offset_ms as f64 / 1_000.0);
@@ -144,7 +142,7 @@ impl Controller {
     fn clock_is_off(&self) -> bool {
         let nodes = self.router.placement().nodes().len();
         self.vitals
-            .clock_offset_ms(nodes)
+            .clock_offset_ms(nodes, (self.wall)())
             .is_some_and(|offset| offset.unsigned_abs() > self.clock_offset_max_ms)
     }
 

@@ -75,7 +75,7 @@ pub(crate) async fn follower() -> Arc<Group> {
 
 /// A clock that stands at noon.
 pub(crate) fn noon() -> Arc<ShardClock> {
-    Arc::new(ShardClock::new(Arc::new(|| NOON_MS), || true))
+    Arc::new(ShardClock::new(Arc::new(|| NOON_MS), |_| true))
 }
 
 /// Bounds that no test meets.

@@ -44,8 +44,9 @@ pub struct Vitals {
 /// What another node has said of itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reading {
-    /// Its wall clock minus ours, milliseconds.
-    pub offset_ms: i64,
+    /// Its wall clock when it was noted, milliseconds since the Unix epoch. Not its distance from ours: that would
+    /// go on saying that a clock of ours which has jumped since is right.
+    pub wall_ms: u64,
     /// Its disk is below its reserve.
     pub disk_low: bool,
     /// It is stopping.
@@ -58,26 +59,29 @@ impl Vitals {
         self.others.lock().insert(node, (reading, Instant::now()));
     }
 
-    /// Whether a majority of `nodes` (all of the cluster) has a clock within `within_ms` of this node's, itself counted.
+    /// Whether a majority of `nodes` (all of the cluster) has a clock within `within_ms` of `wall_ms`, which is what this
+    /// node's shows now, itself counted.
     #[must_use]
-    pub fn clock_confirmed(&self, nodes: usize, within_ms: u64) -> bool {
+    pub fn clock_confirmed(&self, nodes: usize, wall_ms: u64, within_ms: u64) -> bool {
         let near = self
             .fresh()
-            .filter(|reading| reading.offset_ms.unsigned_abs() <= within_ms)
+            .filter(|reading| reading.wall_ms.abs_diff(wall_ms) <= within_ms)
             .count();
         2 * (near + 1) > nodes
     }
 
-    /// This node's clock minus the median of all, milliseconds, if a majority of `nodes` has been heard of lately.
+    /// This node's clock, which shows `wall_ms` now, minus the median of all, milliseconds, if a majority of `nodes` has
+    /// been heard of lately.
     #[must_use]
-    pub fn clock_offset_ms(&self, nodes: usize) -> Option<i64> {
-        let mut offsets: Vec<i64> = self.fresh().map(|reading| reading.offset_ms).collect();
-        offsets.push(0);
-        if 2 * offsets.len() <= nodes {
+    pub fn clock_offset_ms(&self, nodes: usize, wall_ms: u64) -> Option<i64> {
+        let mut clocks: Vec<u64> = self.fresh().map(|reading| reading.wall_ms).collect();
+        clocks.push(wall_ms);
+        if 2 * clocks.len() <= nodes {
             return None;
         }
-        offsets.sort_unstable();
-        Some(-offsets[offsets.len() / 2])
+        clocks.sort_unstable();
+        let median = clocks[clocks.len() / 2];
+        Some(wall_ms.cast_signed().wrapping_sub(median.cast_signed()))
     }
 
     /// How many other nodes have said lately that their disks are nearly full.
@@ -95,12 +99,16 @@ impl Vitals {
             .is_some_and(|(reading, at)| is_fresh(*at) && !reading.disk_low && !reading.leaving)
     }
 
+    /// What others have said lately, their clocks as they must show by now.
     fn fresh(&self) -> impl Iterator<Item = Reading> {
         let others = self.others.lock();
         let fresh: Vec<Reading> = others
             .values()
             .filter(|(_, at)| is_fresh(*at))
-            .map(|(reading, _)| *reading)
+            .map(|(reading, at)| Reading {
+                wall_ms: reading.wall_ms.saturating_add(millis(at.elapsed())),
+                ..*reading
+            })
             .collect();
         fresh.into_iter()
     }
@@ -110,18 +118,22 @@ fn is_fresh(at: Instant) -> bool {
     at.elapsed() < READING_AGE_MAX
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// One shard's time at its leader.
 pub struct ShardClock {
     wall: WallClock,
-    confirmed: Box<dyn Fn() -> bool + Send + Sync>,
+    confirmed: Box<dyn Fn(u64) -> bool + Send + Sync>,
     last: Mutex<Option<(u64, Instant)>>,
     settled: AtomicBool,
 }
 
 impl ShardClock {
-    /// `confirmed` says whether a majority confirms this node's wall clock.
+    /// `confirmed` says whether a majority confirms what this node's wall clock shows now, milliseconds.
     #[must_use]
-    pub fn new(wall: WallClock, confirmed: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+    pub fn new(wall: WallClock, confirmed: impl Fn(u64) -> bool + Send + Sync + 'static) -> Self {
         Self {
             wall,
             confirmed: Box::new(confirmed),
@@ -151,10 +163,11 @@ impl ShardClock {
         let wall = (self.wall)();
         let mut last = self.last.lock();
         let steady = match *last {
-            Some((ms, at)) => ms + u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX),
+            Some((ms, at)) => ms + millis(at.elapsed()),
             None => 0,
         };
-        let follows = wall.abs_diff(steady) <= FOLLOW_MS || (wall > steady && (self.confirmed)());
+        let follows =
+            wall.abs_diff(steady) <= FOLLOW_MS || (wall > steady && (self.confirmed)(wall));
         let now = if follows {
             wall.max(last.map_or(0, |(ms, _)| ms))
         } else {
@@ -176,7 +189,7 @@ mod tests {
 
     fn clock(wall: &Arc<AtomicU64>, confirmed: &Arc<AtomicBool>) -> ShardClock {
         let (wall, confirmed) = (Arc::clone(wall), Arc::clone(confirmed));
-        ShardClock::new(Arc::new(move || wall.load(Ordering::Relaxed)), move || {
+        ShardClock::new(Arc::new(move || wall.load(Ordering::Relaxed)), move |_| {
             confirmed.load(Ordering::Relaxed)
         })
     }
@@ -259,32 +272,61 @@ mod tests {
         assert!(!vitals.may_lead(node), "it has not been heard of lately");
     }
 
-    fn offset(offset_ms: i64) -> Reading {
+    fn showing(wall_ms: u64) -> Reading {
         Reading {
-            offset_ms,
+            wall_ms,
             ..Reading::default()
         }
+    }
+
+    /// A leader's clock that jumped was once confirmed by readings from before its jump: what its shard had accepted
+    /// would have expired. Method: paused time, the others' clocks noted once, ours jumping between two looks.
+    #[tokio::test(start_paused = true)]
+    async fn readings_from_before_a_jump_do_not_confirm_it() {
+        const TEN_YEARS_MS: u64 = 315_360_000_000;
+        let vitals = Vitals::default();
+        let now = 1_000_000_000_000;
+        for n in 0..2u8 {
+            vitals.note(NodeId::from_random([n; 16]), showing(now));
+        }
+        assert!(vitals.clock_confirmed(3, now, 30_000));
+        assert!(!vitals.clock_confirmed(3, now + TEN_YEARS_MS, 30_000));
+        assert_eq!(
+            vitals.clock_offset_ms(3, now + TEN_YEARS_MS),
+            Some(TEN_YEARS_MS.cast_signed())
+        );
+        assert!(!vitals.clock_confirmed(3, now - TEN_YEARS_MS, 30_000));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(
+            vitals.clock_offset_ms(3, now + 5_000),
+            Some(0),
+            "the others' clocks went on"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_majority_is_counted_with_oneself() {
         let vitals = Vitals::default();
         let nodes: Vec<NodeId> = (0..2u8).map(|n| NodeId::from_random([n; 16])).collect();
-        assert!(vitals.clock_confirmed(1, 30_000));
-        assert!(!vitals.clock_confirmed(3, 30_000));
-        vitals.note(nodes[0], offset(40_000));
-        vitals.note(nodes[1], offset(41_000));
-        assert!(!vitals.clock_confirmed(3, 30_000), "both others disagree");
+        let now = 1_000_000;
+        assert!(vitals.clock_confirmed(1, now, 30_000));
+        assert!(!vitals.clock_confirmed(3, now, 30_000));
+        vitals.note(nodes[0], showing(now + 40_000));
+        vitals.note(nodes[1], showing(now + 41_000));
+        assert!(
+            !vitals.clock_confirmed(3, now, 30_000),
+            "both others disagree"
+        );
         assert_eq!(
-            vitals.clock_offset_ms(3),
+            vitals.clock_offset_ms(3, now),
             Some(-40_000),
             "so this one is slow"
         );
-        vitals.note(nodes[1], offset(-20));
-        assert!(vitals.clock_confirmed(3, 30_000));
+        vitals.note(nodes[1], showing(now - 20));
+        assert!(vitals.clock_confirmed(3, now, 30_000));
         tokio::time::advance(READING_AGE_MAX).await;
         assert!(
-            !vitals.clock_confirmed(3, 30_000),
+            !vitals.clock_confirmed(3, now + 10_000, 30_000),
             "old readings do not count"
         );
     }

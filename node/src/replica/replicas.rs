@@ -361,8 +361,8 @@ impl Replicas {
         let vitals = Arc::clone(&self.context.vitals);
         let nodes = self.context.nodes;
         let within_ms = self.context.config.replica.clock_offset_max_ms;
-        ShardClock::new(Arc::clone(&self.context.wall), move || {
-            vitals.clock_confirmed(nodes, within_ms)
+        ShardClock::new(Arc::clone(&self.context.wall), move |wall_ms| {
+            vitals.clock_confirmed(nodes, wall_ms, within_ms)
         })
     }
 
