@@ -191,13 +191,13 @@ impl Router {
     {
         let deadline = Instant::now() + within;
         let mut back_off = BACK_OFF_MIN;
-        let mut told = None;
+        let (mut told, mut failed) = (None, None);
         for tries in 0usize.. {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            let Some(node) = told.take().or_else(|| self.candidate(shard, tries)) else {
+            let Some(node) = told.take().or_else(|| self.candidate(shard, tries, failed)) else {
                 break;
             };
             let limit = left.min(ATTEMPT_MAX);
@@ -217,6 +217,7 @@ impl Router {
                 }
                 Verdict::TryOther => {
                     self.leaders.lock().remove(&shard);
+                    failed = Some(node);
                 }
             }
             tokio::time::sleep(back_off.min(deadline.saturating_duration_since(Instant::now())))
@@ -227,17 +228,20 @@ impl Router {
         Err(Error::Unavailable { shard })
     }
 
-    /// The leader if known, else one replica's node after the other.
-    fn candidate(&self, shard: ShardId, tries: usize) -> Option<NodeId> {
-        if let Some(leader) = self.leader_seen_here(shard) {
-            return Some(leader);
-        }
-        if let Some(leader) = self.leaders.lock().get(&shard) {
-            return Some(*leader);
+    /// The leader if known, else one replica's node after the other. Not the node that has just `failed`, unless it is
+    /// alone: a replica here whose disk hangs cannot learn of the next leader, and believes in the old one for as long.
+    fn candidate(&self, shard: ShardId, tries: usize, failed: Option<NodeId>) -> Option<NodeId> {
+        let known = self.leader_seen_here(shard);
+        let known = known.or_else(|| self.leaders.lock().get(&shard).copied());
+        if known.is_some() && known != failed {
+            return known;
         }
         let placement = self.placement.borrow();
         let replicas = placement.replicas(shard);
-        (!replicas.is_empty()).then(|| replicas[tries % replicas.len()].1)
+        let turn = replicas.iter().cycle().skip(tries % replicas.len().max(1));
+        let mut turn = turn.take(replicas.len()).map(|(_, node)| *node);
+        let first = turn.next();
+        turn.find(|_| first == failed).or(first)
     }
 
     fn leader_seen_here(&self, shard: ShardId) -> Option<NodeId> {

@@ -69,6 +69,22 @@ async fn without_an_answer_every_replica_is_asked_until_the_deadline() {
     }
 }
 
+/// A node whose disk hangs cannot learn that others lead by now: the replica here would be asked for ever. Method: it
+/// is what placement and memory name first, and never answers; the others know who leads.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_has_just_failed_is_not_asked_again_at_once() {
+    let placed = router(&Arc::new(Script::new(|_, _| None)));
+    for tries in 0..6 {
+        for silent in 1..=3 {
+            placed.leaders.lock().insert(SHARD, node(silent));
+            let next = placed.candidate(SHARD, tries, Some(node(silent))).unwrap();
+            assert_ne!(next, node(silent), "try {tries}");
+            let hinted = placed.candidate(SHARD, tries, None).unwrap();
+            assert_eq!(hinted, node(silent), "a hint counts until it fails");
+        }
+    }
+}
+
 /// What passes is waited for: no leader yet, a fate that is unknown, a node that starts or stops, a broken one.
 #[tokio::test(start_paused = true)]
 async fn what_passes_is_asked_again() {
