@@ -190,6 +190,8 @@ impl Driver {
                 cursor,
                 window_entries: attach.window_entries,
                 window_bytes: attach.window_bytes,
+                client: self.state.client_epoch(),
+                on_first_frame: true,
             }),
             watch: self.options.watch,
             client: self.options.software.clone(),

@@ -41,6 +41,10 @@ pub(crate) struct State {
     pub(crate) reads: Reads,
     pub(crate) ticks: Ticks,
     attached: bool,
+    /// Of the first session. Whichever client of the device began last stays attached, however they connect again.
+    client_epoch: Option<v1::Epoch>,
+    /// The server attaches this session when something has come that shows that we have its greeting.
+    unheard: bool,
     clock: Option<ServerClock>,
     in_flight_max: usize,
     /// When an answer came, or the first question since went out.
@@ -65,6 +69,8 @@ impl State {
             reads: Reads::new(backoff),
             ticks: Ticks::new(backoff),
             attached: options.attach.is_some(),
+            client_epoch: None,
+            unheard: false,
             clock: None,
             in_flight_max: 1,
             answered_at: now,
@@ -81,6 +87,10 @@ impl State {
         self.acks.wanted().max(given)
     }
 
+    pub(crate) fn client_epoch(&self) -> Option<v1::Epoch> {
+        self.client_epoch
+    }
+
     pub(crate) fn connected(&mut self, welcome: &v1::Welcome, now: Instant) {
         let cursor = welcome.cursor.map(Cursor::from);
         self.clock = Some(ServerClock {
@@ -92,6 +102,8 @@ impl State {
             self.pipeline.limit_bodies(welcome.body_bytes_max as usize);
         }
         (self.heard_at, self.pinged_at, self.answered_at) = (now, now, now);
+        self.client_epoch = self.client_epoch.or(welcome.epoch);
+        self.unheard = self.attached;
         if self.attached {
             self.inbox.begin(cursor);
         }
@@ -172,12 +184,17 @@ impl State {
             && (self.acks_now(now)
                 || self.reads.has_next(committed, now)
                 || (self.has_room() && (self.pipeline.has_next(now) || self.ticks.has_next(now)))
-                || self.ping_at() <= now)
+                || self.ping_is_due(now))
     }
 
     /// What to say next: acknowledgements before messages, messages before questions.
     pub(crate) fn next(&mut self, now: Instant) -> Option<client_frame::Frame> {
-        let clock = self.clock?;
+        let frame = self.next_frame(now, self.clock?);
+        self.unheard &= frame.is_none();
+        frame
+    }
+
+    fn next_frame(&mut self, now: Instant, clock: ServerClock) -> Option<client_frame::Frame> {
         if self.attached {
             if let Some(ack) = self.acks.next(now) {
                 return Some(client_frame::Frame::Ack(ack));
@@ -192,7 +209,7 @@ impl State {
         if let Some(send) = self.next_send(now, clock) {
             return Some(client_frame::Frame::Send(send));
         }
-        if self.ping_at() <= now {
+        if self.ping_is_due(now) {
             self.pinged_at = now;
             self.nonce += 1;
             return Some(client_frame::Frame::Ping(v1::Ping { nonce: self.nonce }));
@@ -257,6 +274,10 @@ impl State {
 
     fn has_room(&self) -> bool {
         self.in_flight() < self.in_flight_max
+    }
+
+    fn ping_is_due(&self, now: Instant) -> bool {
+        self.unheard || self.ping_at() <= now
     }
 
     fn ping_at(&self) -> Instant {

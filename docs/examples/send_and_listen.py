@@ -135,12 +135,12 @@ def show(**line):
     print(json.dumps(line), flush=True)
 
 
-def session(server, args, outbox, cursor, received, deadline):
+def session(server, args, outbox, attach, cursor, received, deadline):
     """One session, from hello to its end. Returns (cursor, received, goodbye); raises grpc.RpcError when it breaks."""
     frames = queue.SimpleQueue()
     hello = v1.Hello(user=args.user, device=args.device, key=args.key, client="send_and_listen.py")
     if args.count:
-        hello.attach.window_entries = 256
+        hello.attach.CopyFrom(attach)
         if cursor:
             # An acknowledgement whose answer may never have come; what follows it is pushed.
             hello.attach.cursor.CopyFrom(cursor)
@@ -156,6 +156,10 @@ def session(server, args, outbox, cursor, received, deadline):
                 if kind == "welcome":
                     clock, in_flight_max = Clock(frame.welcome), frame.welcome.in_flight_max
                     cursor = cursor or frame.welcome.cursor
+                    # This client is still there, and it is the one that said hello first under this epoch.
+                    frames.put(v1.ClientFrame(ping=v1.Ping()))
+                    if not attach.HasField("client"):
+                        attach.client.CopyFrom(frame.welcome.epoch)
                 elif kind == "answer":
                     outbox.answer(frame.answer)
                 elif kind == "entries":
@@ -202,11 +206,14 @@ def message_id(args, number):
 def run(args):
     outbox = Outbox(args.to, [Message(message_id(args, n), text) for n, text in enumerate(args.text, 1)])
     servers, deadline = deque(args.server), time.monotonic() + args.timeout
+    attach = v1.Attach(window_entries=256, on_first_frame=True)
     cursor, received = None, 0
     while time.monotonic() < deadline:
         pause = 0.2
         try:
-            cursor, received, goodbye = session(servers[0], args, outbox, cursor, received, deadline)
+            cursor, received, goodbye = session(
+                servers[0], args, outbox, attach, cursor, received, deadline
+            )
         except grpc.RpcError as error:
             print(f"{servers[0]}: {error.code().name}, trying another", file=sys.stderr)
             goodbye = None

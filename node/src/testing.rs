@@ -176,6 +176,15 @@ impl Script {
         attached.last().cloned().unwrap()
     }
 
+    /// The requests of all attachments so far.
+    pub(crate) fn attachments(&self) -> Vec<AttachRequest> {
+        let attached = self.attached.as_ref().unwrap().lock();
+        attached
+            .iter()
+            .map(|(request, _)| request.clone())
+            .collect()
+    }
+
     /// Breaks all links.
     pub(crate) fn drop_attachments(&self) {
         self.attached.as_ref().unwrap().lock().clear();

@@ -142,7 +142,7 @@ fn attacks(workspace: &Workspace, full: bool) -> Result<()> {
         println!("not run: chaos, which makes network namespaces and mounts; be root");
         return Ok(());
     }
-    // `smoke` goes in here once the client bears being displaced by its own older session (docs/CHAOS.md).
+    // `smoke` goes in here once it passes every time (docs/CHAOS.md).
     let usual = [
         "--scenario",
         "wide,kill-minority",

@@ -128,7 +128,18 @@ pub(super) fn options(servers: Vec<String>) -> Options {
 
 impl Session {
     pub(super) async fn welcome(&self, in_flight_max: u32, committed: u64) {
+        self.welcome_as(in_flight_max, committed, None).await;
+    }
+
+    /// Greeted as a session of this epoch.
+    pub(super) async fn welcome_as(
+        &self,
+        in_flight_max: u32,
+        committed: u64,
+        epoch: Option<v1::Epoch>,
+    ) {
         self.say(server_frame::Frame::Welcome(v1::Welcome {
+            epoch,
             node: "node-1".to_owned(),
             server_time_ms: 1_000_000,
             cursor: Some(place(committed)),
@@ -201,6 +212,13 @@ impl Session {
                 self.say(server_frame::Frame::Pong(pong)).await;
             }
         }
+    }
+
+    /// The next frame, whatever it is, unanswered.
+    pub(super) async fn hear_any(&mut self) -> client_frame::Frame {
+        let frame = timeout(PATIENCE, self.inbound.message()).await;
+        let frame = frame.expect("a frame in time").expect("the session lives");
+        frame.and_then(|frame| frame.frame).expect("a known frame")
     }
 
     /// The client keeps quiet, pings apart.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use roost_proto::v1::Code;
+use roost_proto::v1::{Code, Epoch, client_frame};
 use tokio::net::TcpListener;
 
 use super::server::{Server, options, soon};
-use crate::{Client, Error, Options, SendOptions, Trouble};
+use crate::{AttachOptions, Client, Error, Options, SendOptions, Trouble};
 
 #[tokio::test]
 async fn the_end_for_good_has_a_reason() {
@@ -133,4 +133,29 @@ async fn closing_without_a_session_is_quick() {
     soon(client.close()).await;
     let result = soon(handle.expect("taken")).await;
     assert!(matches!(result, Err(Error::Closed)));
+}
+
+/// A client was displaced by its own older session, whose request to attach had been on its way for longer. Now it shows
+/// each session that it is there, and all of them whose they are.
+#[tokio::test]
+async fn each_session_shows_that_its_client_is_there_and_whose_it_is() {
+    let mut server = Server::start().await;
+    let options = server.options().attach(AttachOptions::default());
+    let _client = Client::connect(options).expect("sound options");
+    let epoch = |counter| {
+        Some(Epoch {
+            term: 1,
+            replica: 1,
+            counter,
+        })
+    };
+    for (counter, expected) in [(1, None), (5, epoch(1)), (7, epoch(1))] {
+        let mut session = server.accept().await;
+        let attach = session.hello.attach.expect("it attaches");
+        assert!(attach.on_first_frame);
+        assert_eq!(attach.client, expected, "that of the first session");
+        session.welcome_as(100, 0, epoch(counter)).await;
+        let first = session.hear_any().await;
+        assert!(matches!(first, client_frame::Frame::Ping(_)), "{first:?}");
+    }
 }

@@ -14,8 +14,9 @@ use roost_proto::peer::raft_request::Body;
 use roost_proto::peer::request::Request as Asked;
 use roost_proto::peer::response::Response as Answer;
 use roost_proto::peer::{
-    Ended, Introduction, RaftRequest, RaftResponse, failure::Reason, raft_response,
+    Ended, Introduction, RaftRequest, RaftResponse, failure::Reason, push, raft_response,
 };
+use roost_proto::v1::Entries;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -454,21 +455,18 @@ async fn pushes_and_grants_travel_until_the_attachment_ends() {
     for count in 1..=100 {
         fake.push(Push {
             attachment: attachment.0,
-            epoch: Some(roost_proto::peer::Epoch {
-                term: 1,
-                replica: 1,
-                counter: count,
-            }),
-            push: None,
+            push: Some(push::Push::Entries(Entries {
+                incarnation: count,
+                ..Entries::default()
+            })),
         });
     }
     for count in 1..=100 {
         let push = pushed.recv().await.expect("pushed");
-        assert_eq!(
-            push.epoch.map(|epoch| epoch.counter),
-            Some(count),
-            "in order"
-        );
+        let Some(push::Push::Entries(entries)) = push.push else {
+            panic!("another push");
+        };
+        assert_eq!(entries.incarnation, count, "in order");
     }
     links.grant(
         node(2),

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use roost_proto::peer::{AttachRequest, Ended, Epoch, Grant, Push, push};
-use roost_proto::v1::{self, Code, Receipt};
+use roost_proto::peer::{AttachRequest, Ended, Grant, Push, push};
+use roost_proto::v1::{self, Code, Epoch, Receipt};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +64,7 @@ struct Attached {
     number: u64,
     pushes: LinkPushes,
     device: DeviceId,
-    epoch: Epoch,
+    rank: Rank,
     queue: Option<QueueState>,
     receipts: ReceiptState,
 }
@@ -109,16 +109,20 @@ impl Delivery {
         delivery
     }
 
-    /// Epochs given from now on are of this term of leadership, above all given before.
-    pub fn in_term(&self, term: u64, replica: ReplicaId) {
+    /// The epoch of a new session, above all that were drawn before, here or by an earlier leader. The caller has had
+    /// it confirmed, since the session asked, that `replica` leads in this term.
+    pub fn draw_epoch(&self, term: u64, replica: ReplicaId) -> Epoch {
+        /// Epochs for each millisecond.
+        const FOR_EACH_MS: u64 = 1_024;
         let mut table = self.table.lock();
-        if (table.epoch.term, table.epoch.replica) != (term, replica.0) {
-            table.epoch = Epoch {
-                term,
-                replica: replica.0,
-                counter: 0,
-            };
-        }
+        // A leader that restarts may go on in its term; what it has drawn is forgotten, but shard time is not.
+        let counter = self.clock.now_ms().saturating_mul(FOR_EACH_MS);
+        table.epoch = Epoch {
+            term: table.epoch.term.max(term),
+            replica: replica.0,
+            counter: counter.max(table.epoch.counter + 1),
+        };
+        table.epoch
     }
 
     /// Registers an attachment or watch. The caller has checked leadership, device and cursor by a confirmed read;
@@ -132,7 +136,7 @@ impl Delivery {
         request: &AttachRequest,
         receipts_after: u64,
         target: Target,
-    ) -> Result<Epoch, v1::Error> {
+    ) -> Result<(), v1::Error> {
         let device = DeviceId(request.device);
         let mut table = self.table.lock();
         if table.closed {
@@ -145,10 +149,7 @@ impl Delivery {
                 true,
             ));
         }
-        let epoch = match request.epoch {
-            Some(epoch) => epoch,
-            None => table.draw_epoch(),
-        };
+        let rank = Rank::of(request);
         let queue = request.cursor.map(|cursor| QueueState {
             incarnation: cursor.incarnation,
             next_seq: cursor.seq + 1,
@@ -156,7 +157,7 @@ impl Delivery {
             credit_bytes: i64::try_from(request.window_bytes).unwrap_or(i64::MAX),
         });
         if queue.is_some() {
-            table.displace(&user, device, epoch)?;
+            table.displace(&user, device, rank)?;
         }
         let receipts = match (&queue, request.receipts) {
             (_, false) => ReceiptState::Off,
@@ -171,7 +172,7 @@ impl Delivery {
             number: request.attachment,
             pushes: target.pushes,
             device,
-            epoch,
+            rank,
             queue,
             receipts,
         });
@@ -179,7 +180,7 @@ impl Delivery {
         self.measure(&table);
         drop(table);
         self.woken.notify_one();
-        Ok(epoch)
+        Ok(())
     }
 
     /// More room in a session's window.
@@ -346,21 +347,16 @@ impl Delivery {
 }
 
 impl Table {
-    fn draw_epoch(&mut self) -> Epoch {
-        self.epoch.counter += 1;
-        self.epoch
-    }
-
     /// Ends an older attachment of the device, or refuses the new one if it is the older.
-    fn displace(&mut self, user: &UserId, device: DeviceId, epoch: Epoch) -> Result<(), v1::Error> {
+    fn displace(&mut self, user: &UserId, device: DeviceId, rank: Rank) -> Result<(), v1::Error> {
         let same_device = |a: &Attached| a.queue.is_some() && a.device == device;
         let attached = self.users.get(user).into_iter().flatten();
         for other in attached.filter(|a| same_device(a)) {
-            if order(other.epoch) > order(epoch) {
+            if other.rank > rank {
                 return Err(displaced());
             }
             // The same session attaching again, over a link that has not noticed yet, is not told that it is over.
-            let error = (other.epoch != epoch).then(displaced);
+            let error = (other.rank != rank).then(displaced);
             other.end(error, None);
         }
         let gone = |a: &Attached| same_device(a);
@@ -414,7 +410,6 @@ impl Attached {
         // A closed link is about to be reported by `link_closed`.
         drop(self.pushes.send(Push {
             attachment: self.number,
-            epoch: Some(self.epoch),
             push: Some(push),
         }));
     }
@@ -494,9 +489,26 @@ pub fn body_bytes(entry: &v1::Entry) -> usize {
         .map_or(0, |envelope| envelope.body.len())
 }
 
-/// Two replicas may lead in one term, one after the other, the lower id first.
-fn order(epoch: Epoch) -> (u64, u64, u64) {
-    (epoch.term, epoch.replica, epoch.counter)
+/// Which of a device's attachments is the newer one: that of the client that began last, and of one client's that of
+/// its last session. Nothing depends on which of them arrives first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    client: (u64, u64, u64),
+    session: (u64, u64, u64),
+}
+
+impl Rank {
+    fn of(request: &AttachRequest) -> Self {
+        /// Two replicas may lead in one term, one after the other, the lower id first.
+        fn order(epoch: Epoch) -> (u64, u64, u64) {
+            (epoch.term, epoch.replica, epoch.counter)
+        }
+        let session = request.epoch.unwrap_or_default();
+        Self {
+            client: order(request.client.unwrap_or(session)),
+            session: order(session),
+        }
+    }
 }
 
 fn displaced() -> v1::Error {

@@ -5,7 +5,7 @@ use roost_proto::v1::{Cursor, Status};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::testing::{SHARD, add, leader, messages, noon, propose};
+use crate::testing::{NOON_MS, SHARD, add, leader, messages, noon, propose};
 
 /// A shard with Alice and Bob, who has five messages.
 async fn delivery() -> (Arc<Group>, Arc<Delivery>) {
@@ -20,7 +20,6 @@ async fn delivery() -> (Arc<Group>, Arc<Delivery>) {
         Arc::default(),
         CancellationToken::new(),
     );
-    delivery.in_term(1, ReplicaId(1));
     (group, delivery)
 }
 
@@ -65,7 +64,7 @@ fn attach(
     name: &str,
     link: u64,
     request: AttachRequest,
-) -> (Result<Epoch, Code>, Side) {
+) -> (Result<(), Code>, Side) {
     let (pushes, side) = mpsc::unbounded_channel();
     let request = AttachRequest {
         attachment: 1,
@@ -94,7 +93,7 @@ fn queue(entries: u32, bytes: u64) -> AttachRequest {
     }
 }
 
-fn again(epoch: Epoch) -> AttachRequest {
+fn session(epoch: Epoch) -> AttachRequest {
     AttachRequest {
         epoch: Some(epoch),
         ..queue(0, 0)
@@ -151,29 +150,67 @@ async fn a_queue_that_grows_wakes_whoever_is_attached() {
     assert!(side.0.recv().await.is_none(), "nobody is attached");
 }
 
+/// A client with packet loss was displaced by its own older session: that had authenticated first, but its request to
+/// attach was on its way for longer than the newer session's.
 #[tokio::test(start_paused = true)]
-async fn a_newer_attachment_displaces_an_older_one() {
+async fn the_session_that_authenticated_last_stays_whichever_attaches_first() {
     let (_group, delivery) = delivery().await;
-    let (first, mut first_side) = attach(&delivery, "bob", 1, queue(0, 0));
-    let (second, mut second_side) = attach(&delivery, "bob", 2, queue(0, 0));
-    let (first, second) = (first.unwrap(), second.unwrap());
-    assert!(order(first) < order(second));
-    assert_eq!(first_side.ended().await, Some(Code::Displaced));
+    let [old, new] = [(); 2].map(|()| delivery.draw_epoch(1, ReplicaId(1)));
+    let (attached, mut side) = attach(&delivery, "bob", 1, session(new));
+    assert_eq!(attached, Ok(()));
+    let (late, _) = attach(&delivery, "bob", 2, session(old));
+    assert_eq!(late, Err(Code::Displaced));
+    assert!(side.is_silent().await, "the newer one stays");
 
-    let (refused, _) = attach(&delivery, "bob", 3, again(first));
-    assert_eq!(refused, Err(Code::Displaced), "it was displaced before");
     // The same session over another link ends its own attachment and is not told that it is over.
-    let (kept, mut kept_side) = attach(&delivery, "bob", 3, again(second));
-    assert_eq!(kept, Ok(second));
-    assert_eq!(second_side.ended().await, None);
+    let (again, mut again_side) = attach(&delivery, "bob", 3, session(new));
+    assert_eq!(again, Ok(()));
+    assert_eq!(side.ended().await, None);
 
-    let later = Epoch {
-        term: second.term + 1,
-        ..Epoch::default()
+    let newest = delivery.draw_epoch(2, ReplicaId(1));
+    let (newer, _side) = attach(&delivery, "bob", 4, session(newest));
+    assert_eq!(newer, Ok(()));
+    assert_eq!(again_side.ended().await, Some(Code::Displaced));
+}
+
+/// Two processes with one device's credentials do not fight: the one that began last stays, also when the other only
+/// connects again.
+#[tokio::test(start_paused = true)]
+async fn of_two_clients_the_one_that_began_last_stays() {
+    let (_group, delivery) = delivery().await;
+    let [first, second, back] = [(); 3].map(|()| delivery.draw_epoch(1, ReplicaId(1)));
+    let of = |client: Epoch, epoch: Epoch| AttachRequest {
+        client: Some(client),
+        ..session(epoch)
     };
-    let (newer, _side) = attach(&delivery, "bob", 4, again(later));
-    assert_eq!(newer, Ok(later));
-    assert_eq!(kept_side.ended().await, Some(Code::Displaced));
+    let (_, mut first_side) = attach(&delivery, "bob", 1, of(first, first));
+    let (_, mut second_side) = attach(&delivery, "bob", 2, of(second, second));
+    assert_eq!(first_side.ended().await, Some(Code::Displaced));
+    let (refused, _) = attach(&delivery, "bob", 3, of(first, back));
+    assert_eq!(refused, Err(Code::Displaced));
+    assert!(second_side.is_silent().await);
+    // While the other is away, nobody is in its way.
+    delivery.detach(LinkId(2), 1);
+    let (alone, _side) = attach(&delivery, "bob", 3, of(first, back));
+    assert_eq!(alone, Ok(()));
+}
+
+/// openraft lets a leader that restarts go on in its term. What it drew before must not come again.
+#[tokio::test(start_paused = true)]
+async fn epochs_rise_also_when_a_leader_restarts_in_its_term() {
+    let (group, before) = delivery().await;
+    let old = (0..100).map(|_| before.draw_epoch(1, ReplicaId(1)));
+    let last = old.last().unwrap();
+    let after = Delivery::start(
+        SHARD,
+        group,
+        Arc::new(ShardClock::new(Arc::new(|| NOON_MS + 1), |_| true)),
+        3,
+        Arc::default(),
+        CancellationToken::new(),
+    );
+    let next = after.draw_epoch(1, ReplicaId(1));
+    assert!((next.term, next.counter) > (last.term, last.counter));
 }
 
 #[tokio::test(start_paused = true)]

@@ -273,9 +273,8 @@ impl Replica {
                 .delivery
                 .attach(user, &request, device.receipt_revision, target)
             {
-                Ok(epoch) => AttachResponse {
+                Ok(()) => AttachResponse {
                     error: None,
-                    epoch: Some(epoch),
                     cursor,
                 },
                 Err(error) => AttachResponse {
@@ -359,9 +358,19 @@ impl Replica {
             .ok_or(Error::NotLeader { leader: None })
     }
 
+    fn term_led(&self) -> Result<u64, Error> {
+        let state = self.group.state();
+        let state = state.borrow();
+        let leads = state.role == Role::Leader;
+        leads
+            .then_some(state.term)
+            .ok_or(Error::NotLeader { leader: None })
+    }
+
     async fn authenticate(&self, request: &Authenticate) -> Result<Authenticated, Error> {
         self.barrier.confirm().await?;
         self.wait_for_time()?;
+        let term = self.term_led()?;
         let row = reader(&self.view())
             .user(&request.user)
             .map_err(|error| self.read_failed(error))?
@@ -388,6 +397,7 @@ impl Replica {
                 seq: device.cursor_seq,
             }),
             server_time_ms: self.clock.now_ms(),
+            epoch: Some(self.delivery.draw_epoch(term, self.id)),
         })
     }
 
@@ -468,7 +478,6 @@ impl Replica {
                 tracing::error!(shard = %self.shard, %error, "a new leader cannot read its state")
             }
         }
-        self.delivery.in_term(term, self.id);
         self.trims.notify_one();
         tracing::info!(shard = %self.shard, term, "leads");
     }

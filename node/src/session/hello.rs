@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _};
 use roost_proto::peer::{Authenticate, shard_request, shard_response};
 use roost_proto::storage::{self, command, outcome};
-use roost_proto::v1::{ClientFrame, Code, Cursor, Error, Hello, Welcome, client_frame::Frame};
+use roost_proto::v1::{
+    ClientFrame, Code, Cursor, Epoch, Error, Hello, Welcome, client_frame::Frame,
+};
 
 use super::receive::Wanted;
 use super::{Settings, refusal};
@@ -78,6 +80,7 @@ async fn welcome(router: &Router, settings: &Settings, hello: Hello) -> Result<O
         device: hello.device,
         shard,
     };
+    let epoch = known.epoch.unwrap_or_default();
     let committed = known.cursor.unwrap_or_default();
     let cursor = match hello.attach.as_ref().and_then(|attach| attach.cursor) {
         Some(claimed) => claim(router, &identity, committed, claimed, within).await?,
@@ -86,7 +89,7 @@ async fn welcome(router: &Router, settings: &Settings, hello: Hello) -> Result<O
     let wanted = Wanted {
         attach: hello
             .attach
-            .map(|attach| receive_window(settings, &attach, cursor)),
+            .map(|attach| start(settings, &attach, cursor, epoch)),
         watch: hello.watch,
     };
     let welcome = Welcome {
@@ -98,6 +101,7 @@ async fn welcome(router: &Router, settings: &Settings, hello: Hello) -> Result<O
         dedup_window_ms: settings.queue.dedup_window_ms,
         ttl_default_ms: settings.queue.ttl_default_ms,
         ttl_max_ms: settings.queue.ttl_max_ms,
+        epoch: Some(epoch),
     };
     Ok(Opened {
         identity,
@@ -141,10 +145,11 @@ async fn claim(
     }
 }
 
-fn receive_window(
+fn start(
     settings: &Settings,
     attach: &roost_proto::v1::Attach,
     cursor: Cursor,
+    epoch: Epoch,
 ) -> super::receive::Start {
     let bounded = |wanted: u64, most: u64| if wanted == 0 { most } else { wanted.min(most) };
     let entries = bounded(
@@ -155,5 +160,8 @@ fn receive_window(
         cursor,
         window_entries: u32::try_from(entries).unwrap_or(u32::MAX),
         window_bytes: bounded(attach.window_bytes, settings.session.window_bytes),
+        epoch,
+        client: attach.client.unwrap_or(epoch),
+        on_first_frame: attach.on_first_frame,
     }
 }

@@ -239,6 +239,7 @@ impl Session<'_> {
     }
 
     fn on_frame(&mut self, frame: ClientFrame) -> Result<Option<Out>, roost_proto::v1::Error> {
+        self.receive.client_is_here();
         Ok(match frame.frame {
             Some(In::Send(send)) => self.sends.push(send).map(Out::Answer),
             Some(In::Ack(ack)) => self.receive.on_ack(ack.cursor).map_or_else(

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use roost_proto::peer::{AttachRequest, AttachResponse, Epoch, Push, push};
-use roost_proto::v1::{AckAnswer, Code, Cursor, Entries, Error, Watching, server_frame::Frame};
+use roost_proto::peer::{AttachRequest, AttachResponse, Push, push};
+use roost_proto::v1::{
+    AckAnswer, Code, Cursor, Entries, Epoch, Error, Watching, server_frame::Frame,
+};
 
 use super::hello::Identity;
 use super::{Settings, refusal};
@@ -30,6 +32,11 @@ pub(super) struct Start {
     pub(super) cursor: Cursor,
     pub(super) window_entries: u32,
     pub(super) window_bytes: u64,
+    /// The session's, and that of its client's first session.
+    pub(super) epoch: Epoch,
+    pub(super) client: Epoch,
+    /// Wait until the client has said something: it may have gone while its hello was on its way, and connected again.
+    pub(super) on_first_frame: bool,
 }
 
 /// What [`Receive::next`] gives.
@@ -47,14 +54,13 @@ pub(super) struct Receive {
     within: Duration,
     window: Option<Window>,
     watch: bool,
-    epoch: Option<Epoch>,
     link: Link,
     /// Entries and bytes that became free since the attachment's room was reckoned, and were not granted yet.
     ungranted: (u32, u64),
 }
 
 enum Link {
-    /// Nothing is wanted.
+    /// Nothing is wanted, or not yet.
     Off,
     Attaching(BoxFuture<'static, Result<(Attached, AttachResponse), router::Error>>),
     Attached(Attached),
@@ -81,14 +87,29 @@ impl Receive {
             within: Duration::from_millis(settings.session.request_timeout_ms),
             window: wanted.attach.map(Window::new),
             watch: wanted.watch,
-            epoch: None,
             link: Link::Off,
             ungranted: (0, 0),
         };
-        if receive.window.is_some() || receive.watch {
-            receive.attach(Duration::ZERO);
+        let waits = |window: &Window| window.start.on_first_frame;
+        if !receive.window.as_ref().is_some_and(waits) {
+            receive.begin();
         }
         receive
+    }
+
+    /// The client has said something, so it has the welcome.
+    pub(super) fn client_is_here(&mut self) {
+        if let Some(window) = &mut self.window
+            && std::mem::take(&mut window.start.on_first_frame)
+        {
+            self.begin();
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.window.is_some() || self.watch {
+            self.attach(Duration::ZERO);
+        }
     }
 
     /// Whether this session receives the queue, and not only watches.
@@ -169,7 +190,6 @@ impl Receive {
             }
             Some(error) => Some(Received::Over(error)),
             None => {
-                self.epoch = response.epoch;
                 self.link = Link::Attached(attached);
                 self.grant();
                 self.watch
@@ -214,8 +234,9 @@ impl Receive {
             receipts: true,
             window_entries: room_entries,
             window_bytes: room_bytes,
-            epoch: self.epoch,
+            epoch: self.window.as_ref().map(|window| window.start.epoch),
             receipts_after: 0,
+            client: self.window.as_ref().map(|window| window.start.client),
         };
         let (router, within) = (Arc::clone(&self.router), self.within);
         self.link = Link::Attaching(Box::pin(async move {

@@ -17,6 +17,10 @@ fn cursor(seq: u64) -> Cursor {
 
 /// A session with a window of three entries.
 fn receive(script: &Arc<Script>) -> Receive {
+    receive_when(script, false)
+}
+
+fn receive_when(script: &Arc<Script>, on_first_frame: bool) -> Receive {
     let config = Config::default();
     let identity = Identity {
         user: UserId::parse("bob").unwrap(),
@@ -33,6 +37,15 @@ fn receive(script: &Arc<Script>) -> Receive {
             cursor: cursor(0),
             window_entries: 3,
             window_bytes: 100,
+            epoch: Epoch {
+                counter: 5,
+                ..Epoch::default()
+            },
+            client: Epoch {
+                counter: 2,
+                ..Epoch::default()
+            },
+            on_first_frame,
         }),
         watch: false,
     };
@@ -126,4 +139,24 @@ async fn room_made_while_attaching_is_granted_afterwards() {
     let (request, _) = script.newest_attachment();
     assert_eq!(request.window_entries, 0);
     assert_eq!(script.granted(), [(3, 30)]);
+}
+
+/// A session whose client had gone before the welcome came, and had connected elsewhere, displaced that newer session.
+#[tokio::test(start_paused = true)]
+async fn a_session_attaches_once_its_client_has_shown_that_it_is_there() {
+    let script = attaching();
+    let mut receive = receive_when(&script, true);
+    settle(&mut receive).await;
+    assert!(script.attachments().is_empty(), "nobody is there yet");
+    receive.client_is_here();
+    settle(&mut receive).await;
+    receive.client_is_here();
+    settle(&mut receive).await;
+    let attachments = script.attachments();
+    assert_eq!(attachments.len(), 1, "once");
+    let counters = (attachments[0].client, attachments[0].epoch);
+    assert_eq!(
+        (counters.0.unwrap().counter, counters.1.unwrap().counter),
+        (2, 5)
+    );
 }

@@ -8,8 +8,8 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use roost_chaos_tests::history::{ClientRun, Device, Digest, Event, Place};
 use roost_proto::v1::{
-    Ack, AckAnswer, Attach, Code, Cursor, Entries, Hello, ReadAnswer, ReadMark, client_frame,
-    server_frame,
+    Ack, AckAnswer, Attach, Cursor, Entries, Epoch, Hello, Ping, ReadAnswer, ReadMark,
+    client_frame, server_frame,
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -63,6 +63,8 @@ struct Listener<'a> {
 struct Run {
     client: ClientRun,
     cursor: Option<Cursor>,
+    /// Of its first session.
+    epoch: Option<Epoch>,
     /// What was acknowledged in this session.
     acked: Option<Cursor>,
     /// Read marks follow acknowledgements that are committed.
@@ -97,12 +99,13 @@ impl Listener<'_> {
         Run {
             client: self.stage.recorder.start_client(device, cursor.map(place)),
             cursor,
+            epoch: None,
             acked: None,
             last_from: None,
         }
     }
 
-    async fn connect(&mut self, run: &Run) -> Option<Line> {
+    async fn connect(&mut self, run: &mut Run) -> Option<Line> {
         // A cursor in hello acknowledges.
         if let Some(cursor) = run.cursor {
             self.stage.recorder.record(Event::AckCalled {
@@ -115,15 +118,19 @@ impl Listener<'_> {
                 cursor: run.cursor,
                 window_entries: self.chance.random_range(0..=8),
                 window_bytes: 0,
+                client: run.epoch,
+                on_first_frame: true,
             }),
             ..Hello::default()
         };
         let node = self.chance.random_range(0..NODES);
         let connected = client::connect(self.stage, node, self.account, hello).await;
-        let Some((line, _)) = connected else {
+        let Some((line, welcome)) = connected else {
             sleep(Duration::from_millis(self.chance.random_range(20..300))).await;
             return None;
         };
+        run.epoch = run.epoch.or(welcome.epoch);
+        line.say(client_frame::Frame::Ping(Ping::default()));
         if let Some(cursor) = run.cursor {
             self.committed(run, cursor);
         }
@@ -158,10 +165,11 @@ impl Listener<'_> {
                 Some(server_frame::Frame::Entries(entries)) => self.on_entries(run, &line, entries),
                 Some(server_frame::Frame::Ack(answer)) => self.on_ack(run, &line, &answer),
                 Some(server_frame::Frame::Read(answer)) => self.on_read(run, &answer),
-                Some(server_frame::Frame::Receipts(_)) => {}
+                Some(server_frame::Frame::Receipts(_) | server_frame::Frame::Pong(_)) => {}
                 Some(server_frame::Frame::Goodbye(goodbye)) => {
                     let error = goodbye.error.unwrap_or_default();
-                    if !error.retryable && error.code() != Code::Displaced {
+                    // Not displaced either: a device has one client at a time here.
+                    if !error.retryable {
                         self.complain(&error);
                     }
                     return;
@@ -279,13 +287,21 @@ impl Listener<'_> {
 
     /// Comes back with the kept cursor until that is committed.
     async fn acknowledge_all(&mut self) {
-        let run = self.start(self.kept);
+        let mut run = self.start(self.kept);
         while !self.stage.is_over() {
-            if let Some(mut line) = self.connect(&run).await {
+            if let Some(mut line) = self.connect(&mut run).await {
+                let entries = async {
+                    loop {
+                        match line.next().await {
+                            Some(server_frame::Frame::Entries(entries)) => return Some(entries),
+                            Some(_) => {}
+                            None => return None,
+                        }
+                    }
+                };
                 // Whatever more came would be a message twice, which the checker has to see.
-                let more = timeout(Duration::from_secs(1), line.next()).await;
-                if let Ok(Some(server_frame::Frame::Entries(entries))) = more {
-                    let mut run = run;
+                let more = timeout(Duration::from_secs(1), entries).await;
+                if let Ok(Some(entries)) = more {
                     self.on_entries(&mut run, &line, entries);
                 }
                 return;
