@@ -273,7 +273,16 @@ impl Driver {
             Effect::Tell(event) => {
                 let _ = self.caller.events.send(event);
             }
-            Effect::Receipts(receipts) => {
+            Effect::Receipts {
+                missed_up_to,
+                receipts,
+            } => {
+                if missed_up_to > 0 {
+                    let missed = Event::ReceiptsMissed {
+                        up_to: missed_up_to,
+                    };
+                    let _ = self.caller.events.send(missed);
+                }
                 for receipt in receipts {
                     let _ = self.caller.receipts.send(receipt);
                 }

@@ -199,6 +199,12 @@ pub enum Event {
     },
     /// Receipts are watched from here on.
     Watching,
+    /// Receipts up to this revision were dropped before this client had them. What is waited for is asked about; a
+    /// caller that keeps statuses itself sends its open messages again under their ids.
+    ReceiptsMissed {
+        /// Acknowledge it like any other.
+        up_to: u64,
+    },
     /// An acknowledgement was refused for good.
     AckRefused(Refusal),
     /// The server does not take the client's cursor; the queue is read on from where the server has it.

@@ -26,7 +26,10 @@ pub(crate) enum Effect {
     /// Tell the caller.
     Tell(Event),
     /// Tell the caller.
-    Receipts(Vec<Receipt>),
+    Receipts {
+        missed_up_to: u64,
+        receipts: Vec<Receipt>,
+    },
     /// Make another session: this one cannot do, for this reason.
     Reconnect(String),
     /// The server ends the session.
@@ -134,12 +137,19 @@ impl State {
                 Err(why) => Effect::Reconnect(why.to_owned()),
             },
             server_frame::Frame::Receipts(receipts) => {
+                if receipts.missed_up_to > 0 {
+                    self.ticks.missed();
+                }
+                let missed_up_to = receipts.missed_up_to;
                 let receipts: Vec<Receipt> =
                     receipts.receipts.into_iter().map(Receipt::from).collect();
                 receipts
                     .iter()
                     .for_each(|receipt| self.ticks.receipt(receipt));
-                Effect::Receipts(receipts)
+                Effect::Receipts {
+                    missed_up_to,
+                    receipts,
+                }
             }
             server_frame::Frame::Ack(answer) => match self.acks.answer(answer, now) {
                 Some(refusal) => Effect::Tell(Event::AckRefused(refusal)),

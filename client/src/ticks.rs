@@ -134,11 +134,16 @@ impl Ticks {
         self.forget_marks();
     }
 
+    /// Receipts went by, or are no longer kept: the same, while the watch goes on.
+    pub(crate) fn missed(&mut self) {
+        self.watch += 1;
+        self.forget_marks();
+    }
+
     pub(crate) fn receipt(&mut self, receipt: &Receipt) {
         let key = (receipt.peer.clone(), receipt.incarnation);
         if self.marks.len() >= MARKS_MAX && !self.marks.contains_key(&key) {
-            self.watch += 1;
-            self.forget_marks();
+            self.missed();
         }
         let marks = self.marks.entry(key).or_default();
         match receipt.status {
@@ -150,8 +155,7 @@ impl Ticks {
         let overflow = marks.expired.len() > EXPIRED_MAX;
         self.settle(receipt);
         if overflow {
-            self.watch += 1;
-            self.forget_marks();
+            self.missed();
         }
     }
 

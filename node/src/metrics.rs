@@ -73,6 +73,11 @@ pub fn set_bounds(config: &Config) {
         ("queue.entries_max", config.queue.entries_max as f64),
         ("queue.bytes_max", config.queue.bytes_max as f64),
         ("queue.sender_ids_max", config.queue.sender_ids_max as f64),
+        ("queue.chains_max", f64::from(config.queue.chains_max)),
+        (
+            "queue.receipt_bytes_max",
+            config.queue.receipt_bytes_max as f64,
+        ),
         ("queue.outbox_rows_max", config.queue.outbox_rows_max as f64),
         (
             "replica.pending_proposals_max",
@@ -87,6 +92,7 @@ pub fn set_bounds(config: &Config) {
             config.replica.attachments_max as f64,
         ),
         ("raft.log_bytes_max", config.raft.log_bytes_max as f64),
+        ("raft.log_cache_bytes", config.raft.log_cache_bytes as f64),
         ("raft.snapshots_max", config.raft.snapshots_max as f64),
         ("peer.open_calls_max", config.peer.open_calls_max as f64),
     ] {

@@ -17,15 +17,15 @@ use roost_proto::storage::{
     AddDevice, ClusterState, Command, Limits, NodeRecord, Outcome, Send, SendItem, command,
 };
 use roost_proto::v1::Kind;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::peer::{self, Attachment, Lane, Peers, PushSink};
 use crate::raft::{Group, GroupConfig, Timing};
 use crate::replica::clock::{ShardClock, Vitals};
 use crate::replica::{self, Context, Replicas};
-use crate::router::Router;
 use crate::router::placement::Placement;
+use crate::router::{Room, Router};
 use crate::shard::UserShard;
 use crate::storage::Store;
 use crate::storage::memory::MemoryStore;
@@ -88,6 +88,8 @@ pub(crate) fn limits() -> Limits {
         chains_max: 16,
         devices_max: 8,
         outbox_rows_max: 1_000,
+        receipt_bytes_max: 1 << 20,
+        receipt_age_max_ms: 30 * 86_400_000,
     }
 }
 
@@ -190,10 +192,15 @@ impl Script {
         self.attached.as_ref().unwrap().lock().clear();
     }
 
-    /// Entries and bytes of each grant so far.
-    pub(crate) fn granted(&self) -> Vec<(u32, u64)> {
+    /// The grants so far.
+    pub(crate) fn granted(&self) -> Vec<Room> {
         let grants = self.grants.lock();
-        grants.iter().map(|g| (g.entries, g.bytes)).collect()
+        let rooms = grants.iter().map(|grant| Room {
+            entries: grant.entries,
+            bytes: grant.bytes,
+            notices: grant.notices,
+        });
+        rooms.collect()
     }
 
     /// Whom the calls so far went to.
@@ -312,7 +319,7 @@ pub(crate) fn router(script: &Arc<Script>) -> Arc<Router> {
         shards: 1,
         disk_low: Arc::new(|| false),
         feature_level: Arc::new(|_| crate::versions::FEATURE_LEVEL),
-        outbox: mpsc::unbounded_channel().0,
+        outbox: Arc::default(),
         cluster_changed: Arc::new(|_| ()),
     });
     Arc::new(Router::new(peers, Arc::new(replicas), placements))

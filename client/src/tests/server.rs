@@ -280,6 +280,7 @@ impl Session {
                 up_to_seq,
                 expired: Vec::new(),
             }],
+            missed_up_to: 0,
         }))
         .await;
     }

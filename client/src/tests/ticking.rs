@@ -136,8 +136,34 @@ async fn an_expired_message_is_told() {
             expired: vec![v1::Range { first: 2, last: 2 }],
             ..v1::Receipt::default()
         }],
+        missed_up_to: 0,
     }));
     let (settled, ()) = tokio::join!(wait, serve);
+    assert_eq!(settled.expect("settled").status, Status::Expired);
+}
+
+/// Receipts were dropped, or this watch was too slow for them: what is open is asked about, and no watermark speaks of it
+/// before the answer.
+#[tokio::test]
+async fn what_was_missed_is_asked_about() {
+    let (_server, client, mut session) = watching().await;
+    session.watching().await;
+    sent(&client, &mut session, "a", 1).await;
+    let (_, answer) = sent(&client, &mut session, "b", 2).await;
+    let wait = soon(client.wait_status(&answer, Status::Delivered));
+    let serve = async {
+        let missed = v1::Receipts {
+            receipts: Vec::new(),
+            missed_up_to: 7,
+        };
+        session.say(server_frame::Frame::Receipts(missed)).await;
+        session.receipt(Status::Delivered, 3).await;
+        let question = session.hear_send().await;
+        assert_eq!(question.id, "b");
+        session.answer(&question, Status::Expired, 2).await;
+        session
+    };
+    let (settled, _session) = tokio::join!(wait, serve);
     assert_eq!(settled.expect("settled").status, Status::Expired);
 }
 

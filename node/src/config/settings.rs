@@ -178,6 +178,9 @@ section! {
         chains_max: u32 = 64, within 1..=4096;
         /// Devices of one user; beyond it adding one is refused with `TOO_MANY_DEVICES`.
         devices_max: u32 = 32, within 1..=64;
+        /// Bytes of receipts that wait for a user's devices; beyond it the oldest go, as do those older than `ttl_max_ms`
+        /// when new ones come, and a device that had not acknowledged them is told that it has missed some.
+        receipt_bytes_max: u64 = MIB, within 128 * KIB..=GIB;
         /// Outbox rows from one shard to another; beyond it acks that would add one get the retryable `OVERLOADED`.
         outbox_rows_max: u64 = 1_000_000, within 1..=1_000_000_000;
     }

@@ -3,11 +3,9 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use roost_proto::v1::messaging_server::Messaging;
 use roost_proto::v1::{ClientFrame, ServerFrame};
-use tokio::sync::mpsc;
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Seat;
@@ -34,8 +32,7 @@ impl Messaging for MessagingService {
         request: Request<Streaming<ClientFrame>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let sessions = &self.seat.served()?.sessions;
-        let (outgoing, frames) = mpsc::channel(sessions.outgoing_frames_max());
-        sessions.spawn(request.into_inner(), outgoing);
-        Ok(Response::new(Box::pin(ReceiverStream::new(frames).map(Ok))))
+        let frames = sessions.spawn(request.into_inner());
+        Ok(Response::new(Box::pin(frames.map(Ok))))
     }
 }

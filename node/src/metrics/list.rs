@@ -31,6 +31,21 @@ const DELIVERY_SECONDS: &[f64] = &[
 const COUNT: &[f64] = &[
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
 ];
+/// What is remembered for days.
+const IDS: &[f64] = &[
+    1.0,
+    10.0,
+    100.0,
+    1_000.0,
+    10_000.0,
+    100_000.0,
+    250_000.0,
+    500_000.0,
+    750_000.0,
+    1_000_000.0,
+    10_000_000.0,
+    100_000_000.0,
+];
 /// How large it was: 64 bytes to 16 MiB.
 const BYTES: &[f64] = &[
     64.0,
@@ -83,6 +98,10 @@ metrics! {
         "Entries handed to clients and not acknowledged, each session bounded by session.window_entries."
     Gauge WINDOW_BYTES = "roost_session_window_bytes", Bytes;
         "Bytes handed to clients and not acknowledged, each session bounded by session.window_bytes."
+    Gauge OUTGOING_FRAMES = "roost_session_outgoing_frames", Count;
+        "Frames of all sessions that wait for clients to read, each session bounded by session.outgoing_frames_max."
+    Gauge WAITING_MARKS = "roost_session_waiting_marks", Count;
+        "Acknowledgements and read marks of all sessions that wait to be proposed, bounded by 256 a session."
     Counter REFUSED_SENDS = "roost_session_refused_sends_total", Count, by "code";
         "Sends refused, by code, retryable refusals among them."
 
@@ -91,6 +110,14 @@ metrics! {
         "Entries in all queues of a shard, each queue bounded by queue.entries_max."
     Gauge QUEUE_BYTES = "roost_shard_queue_bytes", Bytes, by "shard";
         "Bytes in all queues of a shard, each queue bounded by queue.bytes_max."
+    Gauge RECEIPT_BYTES = "roost_shard_receipt_bytes", Bytes, by "shard";
+        "Bytes of receipts that wait for devices in a shard, each user bounded by queue.receipt_bytes_max."
+    Counter FORGOTTEN_RECEIPTS = "roost_shard_forgotten_receipts_total", Count;
+        "Receipts dropped at queue.receipt_bytes_max or queue.ttl_max_ms; devices that had not acknowledged them are told."
+    Histogram SENDER_IDS = "roost_shard_sender_ids", Count, in IDS;
+        "Ids remembered of a sender device, each time that it sends, bounded by queue.sender_ids_max."
+    Histogram SENDER_CHAINS = "roost_shard_sender_chains", Count, in COUNT;
+        "Chains remembered of a sender device and recipient, each time that it sends, bounded by queue.chains_max."
     Gauge OLDEST_ENTRY_AGE = "roost_shard_oldest_entry_age_seconds", Seconds, by "shard";
         "Age of the oldest entry of a shard; 0 without any."
     Gauge OUTBOX_ROWS = "roost_shard_outbox_rows", Count, by "shard";
@@ -113,6 +140,8 @@ metrics! {
         "From proposing a batch to its being applied at the leader."
     Counter UNKNOWN_PROPOSALS = "roost_replica_unknown_proposals_total", Count;
         "Proposals whose fate stayed unknown; their callers send them again."
+    Gauge WAITING_READS = "roost_replica_waiting_reads", Count, by "shard";
+        "Readers that wait for a quorum to confirm the leader, bounded by 16384 a shard."
     Gauge ATTACHMENTS = "roost_replica_attachments", Count, by "shard";
         "Attachments of devices at a shard's leader, with watches bounded by replica.attachments_max."
     Gauge WATCHES = "roost_replica_watches", Count, by "shard";
@@ -131,6 +160,10 @@ metrics! {
         "This node's part in a shard: 0 none or failed, 1 learner, 2 follower, 3 candidate, 4 leader."
     Gauge RAFT_TERM = "roost_raft_current_term", Count, by "shard";
         "The shard's term as this node knows it."
+    Gauge LOG_BYTES = "roost_raft_log_bytes", Bytes, by "shard";
+        "Log that this node's replica keeps, as far as written since it was opened; all together bounded by raft.log_bytes_max."
+    Gauge LOG_CACHE_BYTES = "roost_raft_log_cache_bytes", Bytes;
+        "Log entries of all replicas of the node in memory, bounded by raft.log_cache_bytes."
     Counter SNAPSHOTS = "roost_raft_installed_snapshots_total", Count;
         "Snapshots that replicas of this node installed because the log no longer reached them."
     Counter SENT_SNAPSHOT_BYTES = "roost_raft_sent_snapshot_bytes_total", Bytes;

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use roost_proto::storage::{ClusterState, LocalReplica, ReplicaState};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -28,7 +28,7 @@ use crate::edge::peer::PeerService;
 use crate::peer::grpc::Dialer;
 use crate::peer::{Links, Peers};
 use crate::replica::clock::{Vitals, system_wall_clock};
-use crate::replica::{Context, LevelOf, Replicas};
+use crate::replica::{Context, LevelOf, OutboxSignals, Replicas};
 use crate::router::placement::Placement;
 use crate::router::{Router, outbox};
 use crate::session::Sessions;
@@ -176,7 +176,7 @@ impl Node {
         let disk_low = health.disk_low_handle();
         let no_room = no_majority_has_room(&disk_low, &vitals, placement.nodes().len());
         let cluster_changed = keeper::cluster_keeper(Arc::clone(&store), placement_sender);
-        let (outbox_signal, outbox_signals) = mpsc::unbounded_channel();
+        let outbox_signals = Arc::new(OutboxSignals::default());
         let replicas = Arc::new(Replicas::new(Context {
             config: Arc::clone(config),
             store: Arc::clone(&store),
@@ -188,7 +188,7 @@ impl Node {
             shards: placement.shards,
             disk_low: no_room,
             feature_level: announced_levels(&placements),
-            outbox: outbox_signal,
+            outbox: Arc::clone(&outbox_signals),
             cluster_changed: Arc::clone(&cluster_changed),
         }));
         let service = Arc::new(PeerService::new(

@@ -85,7 +85,7 @@ pub enum Error {
     Failed(NodeId, Failure),
 }
 
-/// Where an attachment's pushes arrive. Bounded by the window that the session granted. When the link breaks the
+/// Where an attachment's pushes arrive. Bounded by the windows that the session granted, for entries and for notices. When the link breaks the
 /// sender is dropped, and the receiver ends: attach again.
 pub type PushSink = mpsc::UnboundedSender<Push>;
 
@@ -137,8 +137,7 @@ impl LinkId {
     }
 }
 
-/// The sending side of an incoming link: pushes for its attachments. Unbounded, because each push is covered by the
-/// credit that the session granted.
+/// The sending side of an incoming link: pushes for its attachments. Bounded by the credit that the sessions granted.
 pub type LinkPushes = mpsc::UnboundedSender<Push>;
 
 /// What a node does with what other nodes ask.

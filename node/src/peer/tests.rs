@@ -475,6 +475,7 @@ async fn pushes_and_grants_travel_until_the_attachment_ends() {
             entries: 9,
             bytes: 0,
             shard: 1,
+            notices: 0,
         },
     );
     assert_eq!(events.recv().await.as_deref(), Some("grant 9"));

@@ -30,6 +30,8 @@ const SAMPLES_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct Collector {
     samples: VecDeque<Sample>,
+    /// Everything ever written, when the last entry that has gone was written.
+    purged_bytes: u64,
     last_look: Instant,
     /// The last index when the log was opened.
     recovered: Option<u64>,
@@ -51,6 +53,7 @@ impl Collector {
         let now = Instant::now();
         let mut collector = Self {
             samples: VecDeque::new(),
+            purged_bytes: 0,
             last_look: now,
             recovered: extent.last,
             opened: now,
@@ -80,7 +83,14 @@ impl Collector {
 
     /// Forgets samples of entries that are gone.
     pub(super) fn purged(&mut self, upto: u64) {
+        let gone = self.samples.iter().rfind(|sample| sample.index <= upto);
+        self.purged_bytes = gone.map_or(self.purged_bytes, |sample| sample.appended_bytes);
         self.samples.retain(|sample| sample.index > upto);
+    }
+
+    /// Bytes that the log keeps; what was there when it was opened and is not counted by `extent` is left out.
+    pub(super) fn kept_bytes(&self, extent: Extent) -> u64 {
+        extent.appended_bytes.saturating_sub(self.purged_bytes)
     }
 
     fn look(&mut self, extent: Extent, now: Instant) {
@@ -144,8 +154,10 @@ mod tests {
         assert_eq!(collector.target(extent(20, 20), KEEP, at(599)), None);
         assert_eq!(collector.target(extent(20, 20), KEEP, at(600)), Some(10));
         assert_eq!(collector.target(extent(20, 20), KEEP, at(700)), Some(20));
+        assert_eq!(collector.kept_bytes(extent(25, 25)), 25);
         collector.purged(20);
         assert_eq!(collector.target(extent(20, 20), KEEP, at(701)), None);
+        assert_eq!(collector.kept_bytes(extent(25, 25)), 5);
     }
 
     #[tokio::test(start_paused = true)]

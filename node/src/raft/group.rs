@@ -376,6 +376,12 @@ impl Group {
         Ok(Some(upto))
     }
 
+    /// Bytes of log that it keeps, as far as they were written since it was opened.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.collector.lock().kept_bytes(self.log.extent())
+    }
+
     /// Stops the group and waits until it writes nothing more; then the same replica may be opened again.
     pub async fn shutdown(&self) {
         self.states.close();

@@ -6,7 +6,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
+use crate::metrics;
 use crate::raft::Group;
+use crate::types::ShardId;
 
 /// Readers that wait; beyond it they are told to come back.
 const WAITING_MAX: usize = 16 * 1024;
@@ -21,9 +23,10 @@ pub(super) struct Barrier {
 
 impl Barrier {
     /// Starts the task that confirms; it ends with `stop`.
-    pub(super) fn start(group: Arc<Group>, stop: CancellationToken) -> Self {
+    pub(super) fn start(shard: ShardId, group: Arc<Group>, stop: CancellationToken) -> Self {
         let (waiting, queue) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(async move { stop.run_until_cancelled(run(group, queue)).await });
+        let fill = metrics::WAITING_READS.of(shard);
+        tokio::spawn(async move { stop.run_until_cancelled(run(group, queue, fill)).await });
         Self { waiting }
     }
 
@@ -44,13 +47,20 @@ impl Barrier {
     }
 }
 
-async fn run(group: Arc<Group>, mut queue: mpsc::Receiver<oneshot::Sender<Result<(), Error>>>) {
+async fn run(
+    group: Arc<Group>,
+    mut queue: mpsc::Receiver<oneshot::Sender<Result<(), Error>>>,
+    fill: ::metrics::Gauge,
+) {
     let mut readers = Vec::new();
     while queue.recv_many(&mut readers, WAITING_MAX).await > 0 {
+        // Those who come meanwhile are counted with the next round.
+        fill.set(readers.len() as f64);
         let confirmed = group.confirm_read().await.map_err(Error::from);
         for reader in readers.drain(..) {
             // A reader who has gone needs no answer.
             drop(reader.send(confirmed.clone()));
         }
+        fill.set(queue.len() as f64);
     }
 }

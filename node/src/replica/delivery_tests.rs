@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used)]
 
-use roost_proto::storage::{Inbound, InboundItem, OutboxItem, command};
-use roost_proto::v1::{Cursor, Status};
+use roost_proto::peer::{Push, push};
+use roost_proto::storage::{Ack, Inbound, InboundItem, OutboxItem, ReceiptAck, command};
+use roost_proto::v1::{Cursor, Receipt, Status};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -43,6 +44,14 @@ impl Side {
         }
     }
 
+    /// The revisions of the receipts in the next push.
+    async fn revisions(&mut self) -> Vec<u64> {
+        match self.next().await {
+            push::Push::Receipts(page) => page.receipts.iter().map(|r| r.revision).collect(),
+            other => panic!("not receipts: {other:?}"),
+        }
+    }
+
     /// Nothing more comes, however long one waits.
     async fn is_silent(&mut self) -> bool {
         tokio::time::timeout(std::time::Duration::from_secs(60), self.0.recv())
@@ -65,6 +74,17 @@ fn attach(
     link: u64,
     request: AttachRequest,
 ) -> (Result<(), Code>, Side) {
+    attach_at(delivery, name, link, request, 0)
+}
+
+/// The same, with receipts behind a revision.
+fn attach_at(
+    delivery: &Delivery,
+    name: &str,
+    link: u64,
+    request: AttachRequest,
+    receipts_after: u64,
+) -> (Result<(), Code>, Side) {
     let (pushes, side) = mpsc::unbounded_channel();
     let request = AttachRequest {
         attachment: 1,
@@ -76,7 +96,7 @@ fn attach(
         link: LinkId(link),
         pushes,
     };
-    let attached = delivery.attach(user(name), &request, 0, target);
+    let attached = delivery.attach(user(name), &request, receipts_after, target);
     (attached.map_err(|error| error.code()), Side(side))
 }
 
@@ -89,6 +109,7 @@ fn queue(entries: u32, bytes: u64) -> AttachRequest {
         }),
         window_entries: entries,
         window_bytes: bytes,
+        window_notices: 9,
         ..AttachRequest::default()
     }
 }
@@ -121,7 +142,7 @@ async fn pushes_stop_at_the_window_and_go_on_with_a_grant() {
         attachment: 1,
         entries,
         bytes,
-        shard: SHARD.0,
+        ..Grant::default()
     };
     delivery.grant(LinkId(8), &grant(9, 9));
     assert!(side.is_silent().await, "a grant for somebody else");
@@ -144,7 +165,7 @@ async fn a_queue_that_grows_wakes_whoever_is_attached() {
     let (_, mut side) = attach(&delivery, "bob", 7, queue(100, 1_000));
     assert_eq!(side.seqs().await, [1, 2, 3, 4, 5]);
     propose(&group, vec![messages("bob", 6..=6)]).await;
-    delivery.wake(vec![user("alice"), user("bob")]);
+    delivery.wake([user("alice"), user("bob")].iter());
     assert_eq!(side.seqs().await, [6]);
     delivery.detach(LinkId(7), 1);
     assert!(side.0.recv().await.is_none(), "nobody is attached");
@@ -213,50 +234,134 @@ async fn epochs_rise_also_when_a_leader_restarts_in_its_term() {
     assert!((next.term, next.counter) > (last.term, last.counter));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_watch_displaces_nobody_and_sees_receipts_as_they_come() {
-    let (_group, delivery) = delivery().await;
-    let (_, mut device) = attach(&delivery, "alice", 1, queue(9, 999));
-    let (_, mut watch) = attach(&delivery, "alice", 2, AttachRequest::default());
-    delivery.receipts(vec![
-        (user("alice"), delivered("bob", 3)),
-        (user("bob"), delivered("alice", 1)),
-    ]);
-    let push::Push::Receipts(seen) = watch.next().await else {
-        panic!("not receipts");
-    };
-    assert_eq!(seen.receipts, [delivered("bob", 3)]);
-    assert!(watch.is_silent().await, "the other is for bob");
-    assert!(
-        device.is_silent().await,
-        "a device reads rows, and there is none"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_attached_device_gets_receipts_from_their_rows() {
-    let (group, delivery) = delivery().await;
-    let items = vec![InboundItem {
-        number: 1,
+/// Alice is owed that Bob, and one after the other of the others, has had something.
+async fn tell_alice(group: &Group, peers: std::ops::RangeInclusive<u64>) {
+    let items = peers.map(|number| InboundItem {
+        number,
         item: Some(OutboxItem {
             to: "alice".to_owned(),
-            receipt: Some(delivered("bob", 3)),
+            receipt: Some(delivered(&format!("peer{number}"), 3)),
         }),
-    }];
+    });
     let inbound = command::Command::Inbound(Inbound {
         source: 0,
         source_incarnation: 1,
-        items,
+        items: items.collect(),
     });
-    propose(&group, vec![inbound]).await;
-    let (_, mut device) = attach(&delivery, "alice", 1, queue(9, 999));
-    let push::Push::Receipts(seen) = device.next().await else {
+    propose(group, vec![inbound]).await;
+}
+
+fn wake(delivery: &Delivery, name: &str) {
+    delivery.wake([user(name)].iter());
+}
+
+fn notices(window_notices: u32) -> AttachRequest {
+    AttachRequest {
+        window_notices,
+        ..AttachRequest::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_displaces_nobody_and_sees_receipts_from_its_beginning_on() {
+    let (group, delivery) = delivery().await;
+    tell_alice(&group, 1..=1).await;
+    let (_, mut device) = attach_at(&delivery, "alice", 1, queue(9, 999), 0);
+    let (_, mut watch) = attach_at(&delivery, "alice", 2, notices(9), 1);
+    assert_eq!(device.revisions().await, [1], "it has not acknowledged it");
+    assert!(watch.is_silent().await);
+    tell_alice(&group, 2..=2).await;
+    wake(&delivery, "bob");
+    assert!(watch.is_silent().await);
+    wake(&delivery, "alice");
+    assert_eq!(watch.revisions().await, [2]);
+    assert_eq!(device.revisions().await, [2]);
+    wake(&delivery, "alice");
+    assert!(
+        watch.is_silent().await && device.is_silent().await,
+        "not twice"
+    );
+}
+
+/// A watch that did not read had every receipt queued for it at the leader and at its own node.
+#[tokio::test(start_paused = true)]
+async fn receipts_come_as_fast_as_they_are_read() {
+    let (group, delivery) = delivery().await;
+    let (_, mut watch) = attach_at(&delivery, "alice", 1, notices(2), 0);
+    tell_alice(&group, 1..=5).await;
+    wake(&delivery, "alice");
+    assert_eq!(watch.revisions().await, [1, 2]);
+    assert!(watch.is_silent().await, "it has room for two");
+    let grant = Grant {
+        attachment: 1,
+        notices: 9,
+        ..Grant::default()
+    };
+    delivery.grant(LinkId(1), &grant);
+    assert_eq!(watch.revisions().await, [3, 4, 5]);
+}
+
+/// Rows that all devices have acknowledged are gone; a watch that was behind must know that it has missed them.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_was_too_slow_is_told_that_it_has_missed_some() {
+    let (group, delivery) = delivery().await;
+    let (_, mut watch) = attach_at(&delivery, "alice", 1, notices(1), 0);
+    tell_alice(&group, 1..=3).await;
+    wake(&delivery, "alice");
+    assert_eq!(watch.revisions().await, [1]);
+    let ack = command::Command::ReceiptAck(ReceiptAck {
+        user: "alice".to_owned(),
+        device: 1,
+        revision: 3,
+    });
+    propose(&group, vec![ack]).await;
+    tell_alice(&group, 4..=4).await;
+    let grant = Grant {
+        attachment: 1,
+        notices: 9,
+        ..Grant::default()
+    };
+    delivery.grant(LinkId(1), &grant);
+    let push::Push::Receipts(seen) = watch.next().await else {
         panic!("not receipts");
     };
-    assert_eq!((seen.receipts.len(), seen.receipts[0].up_to_seq), (1, 3));
-    assert!(seen.receipts[0].revision > 0);
-    delivery.wake(vec![user("alice")]);
-    assert!(device.is_silent().await, "not twice");
+    assert_eq!((seen.missed_up_to, seen.receipts.len()), (3, 1));
+    assert_eq!(seen.receipts[0].revision, 4);
+    assert!(watch.is_silent().await);
+}
+
+/// What has expired is told without a window of its own: a client that did not read had a push for each pass queued.
+#[tokio::test(start_paused = true)]
+async fn pushes_of_nothing_but_expired_entries_need_room_too() {
+    let (group, delivery) = delivery().await;
+    let request = AttachRequest {
+        window_notices: 0,
+        ..queue(9, 999)
+    };
+    let (_, mut side) = attach_at(&delivery, "bob", 1, request, 0);
+    assert_eq!(side.seqs().await, [1, 2, 3, 4, 5]);
+    propose(&group, vec![messages("bob", 6..=6)]).await;
+    let ack = command::Command::Ack(Ack {
+        user: "bob".to_owned(),
+        device: 1,
+        cursor: Some(Cursor {
+            incarnation: 1,
+            seq: 6,
+        }),
+    });
+    propose(&group, vec![ack]).await;
+    wake(&delivery, "bob");
+    assert!(
+        side.is_silent().await,
+        "6 is gone, and that is all there is to say"
+    );
+    let grant = Grant {
+        attachment: 1,
+        notices: 1,
+        ..Grant::default()
+    };
+    delivery.grant(LinkId(1), &grant);
+    assert_eq!(side.seqs().await, [0; 0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -275,7 +380,7 @@ async fn attachments_end_with_their_device_link_and_leader() {
     assert!(of_link.0.recv().await.is_none());
     delivery.end_all(None);
     assert_eq!(last.ended().await, None, "it attaches again elsewhere");
-    assert!(delivery.table.lock().numbers.is_empty());
+    assert_eq!(delivery.table.lock().counts(), (0, 0));
 }
 
 /// A session that attached just as a damaged replica stopped waited for ever: nobody pushed, and nobody told it to go.

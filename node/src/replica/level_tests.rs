@@ -21,7 +21,7 @@ async fn replica(announced: u32) -> Arc<Replica> {
             timeout: Duration::from_secs(5),
         },
         attachments_max: 1,
-        outbox: mpsc::unbounded_channel().0,
+        outbox: Arc::default(),
         disk_low: Arc::new(|| false),
         feature_level: Arc::new(move |_| announced),
         group: Arc::clone(&group),

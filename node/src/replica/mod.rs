@@ -11,6 +11,7 @@ mod error;
 mod hand_over;
 #[cfg(test)]
 mod level_tests;
+mod outbox_signals;
 mod proposer;
 mod replicas;
 
@@ -24,11 +25,12 @@ use roost_proto::peer::{
 };
 use roost_proto::storage::{Command, Limits, command};
 use roost_proto::v1::{self, Code, Cursor};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use delivery::{Target, body_bytes};
 pub use error::Error;
+pub use outbox_signals::OutboxSignals;
 pub use proposer::Bounds;
 pub use replicas::{Context, Replicas};
 
@@ -52,9 +54,6 @@ const LIST_USERS_MAX: usize = 500;
 /// elected another.
 const QUORUM_SILENCE_MAX: Duration = Duration::from_secs(1);
 
-/// A shard that this node leads has outbox rows for a destination.
-pub type OutboxSignal = mpsc::UnboundedSender<(ShardId, ShardId)>;
-
 /// The newest feature level that a node has announced.
 pub type LevelOf = Arc<dyn Fn(NodeId) -> u32 + Send + Sync>;
 
@@ -67,7 +66,7 @@ pub struct Replica {
     barrier: Barrier,
     delivery: Arc<Delivery>,
     clock: Arc<ShardClock>,
-    outbox: OutboxSignal,
+    outbox: Arc<OutboxSignals>,
     /// Entries wait for deletion; chores look.
     trims: Notify,
     disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
@@ -91,7 +90,7 @@ pub struct Parts {
     /// Attachments and watches of the shard.
     pub attachments_max: usize,
     /// Tells the outbox pump.
-    pub outbox: OutboxSignal,
+    pub outbox: Arc<OutboxSignals>,
     /// Whether this node's disk is below its reserve.
     pub disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
     /// What the nodes of the voters understand.
@@ -117,7 +116,7 @@ impl Replica {
             shard: parts.shard,
             id,
             proposer,
-            barrier: Barrier::start(Arc::clone(&group), stop.clone()),
+            barrier: Barrier::start(parts.shard, Arc::clone(&group), stop.clone()),
             delivery: Delivery::start(
                 parts.shard,
                 Arc::clone(&group),
@@ -267,22 +266,18 @@ impl Replica {
             }
             cursor.seq = cursor.seq.max(device.cursor_seq);
         }
-        let cursor = request.cursor;
-        Ok(
-            match self
-                .delivery
-                .attach(user, &request, device.receipt_revision, target)
-            {
-                Ok(()) => AttachResponse {
-                    error: None,
-                    cursor,
-                },
-                Err(error) => AttachResponse {
-                    error: Some(error),
-                    ..AttachResponse::default()
-                },
-            },
-        )
+        let newest = row.next_revision.saturating_sub(1);
+        let receipts_after = match (request.receipts_after, request.cursor) {
+            (Some(after), _) => after.min(newest),
+            (None, Some(_)) => device.receipt_revision,
+            (None, None) => newest,
+        };
+        let attached = self.delivery.attach(user, &request, receipts_after, target);
+        Ok(AttachResponse {
+            error: attached.err(),
+            cursor: request.cursor,
+            receipts_after,
+        })
     }
 
     /// The attachments of this shard.
@@ -293,24 +288,19 @@ impl Replica {
 
     /// Performs, at the leader, what apply hinted at. Elsewhere nobody is attached, and rows wait for the leader.
     pub fn perform(&self, effects: Effects) {
-        if !effects.woken.is_empty() {
-            self.delivery.wake(effects.woken);
-        }
-        for (user, device) in effects.removed {
-            self.delivery.remove_device(&user, device);
+        let told = effects.receipts.iter().map(|(user, _)| user);
+        self.delivery.wake(effects.woken.iter().chain(told));
+        for (user, device) in &effects.removed {
+            self.delivery.remove_device(user, *device);
         }
         if !effects.trims.is_empty() {
             self.trims.notify_one();
         }
         if self.group.state().borrow().role == Role::Leader {
-            count_receipts(&effects.receipts);
+            count(&effects);
             for destination in effects.outbox {
-                // The pump ends only with the node.
-                let _ = self.outbox.send((self.shard, destination));
+                self.outbox.raise(self.shard, destination);
             }
-        }
-        if !effects.receipts.is_empty() {
-            self.delivery.receipts(effects.receipts);
         }
     }
 
@@ -470,7 +460,7 @@ impl Replica {
                 self.clock.begin(applied.time_ms);
                 for (destination, head) in heads {
                     if head.rows > 0 {
-                        let _ = self.outbox.send((self.shard, destination));
+                        self.outbox.raise(self.shard, destination);
                     }
                 }
             }
@@ -483,8 +473,15 @@ impl Replica {
     }
 }
 
-fn count_receipts(receipts: &[(UserId, v1::Receipt)]) {
-    for (_, receipt) in receipts {
+fn count(effects: &Effects) {
+    metrics::FORGOTTEN_RECEIPTS
+        .handle()
+        .increment(effects.forgotten_receipts);
+    for fill in &effects.senders {
+        metrics::SENDER_IDS.handle().record(fill.ids as f64);
+        metrics::SENDER_CHAINS.handle().record(fill.chains as f64);
+    }
+    for (_, receipt) in &effects.receipts {
         metrics::RECEIPTS
             .of(receipt.status().as_str_name())
             .increment(1);

@@ -12,7 +12,7 @@ use roost_proto::peer::{
 use roost_proto::storage::{ClusterState, Limits, LocalReplica};
 
 use super::clock::{ShardClock, Vitals, WallClock};
-use super::{Bounds, Error, LevelOf, OutboxSignal, Parts, Replica, Target};
+use super::{Bounds, Error, LevelOf, OutboxSignals, Parts, Replica, Target};
 use crate::config::Config;
 use crate::peer::{LinkId, Peers};
 use crate::raft::{FoundError, Group, GroupConfig, Pace, Role, Timing};
@@ -44,7 +44,7 @@ pub struct Context {
     /// What the other nodes understand.
     pub feature_level: LevelOf,
     /// Tells the outbox pump.
-    pub outbox: OutboxSignal,
+    pub outbox: Arc<OutboxSignals>,
     /// Hears of every change of the cluster that the meta shard's replica here applies.
     pub cluster_changed: Arc<dyn Fn(ClusterState) + Send + Sync>,
 }
@@ -119,7 +119,7 @@ impl Replicas {
                 limits: self.limits(),
                 bounds: self.bounds(),
                 attachments_max: config.replica.attachments_max,
-                outbox: self.context.outbox.clone(),
+                outbox: Arc::clone(&self.context.outbox),
                 disk_low: Arc::clone(&self.context.disk_low),
                 feature_level: Arc::clone(&self.context.feature_level),
             },
@@ -302,6 +302,8 @@ impl Replicas {
             metrics::SNAPSHOTS.handle().increment(u64::from(installed));
             metrics::RAFT_TERM.of(shard).set(state.term as f64);
             metrics::RAFT_LAG.of(shard).set(lag as f64);
+            let log_bytes = replica.group().log_bytes();
+            metrics::LOG_BYTES.of(shard).set(log_bytes as f64);
             let view = replica.view();
             let reader = super::reader(&view);
             // A leader's word: followers would count every queue again.
@@ -323,6 +325,9 @@ impl Replicas {
             metrics::QUEUE_BYTES
                 .of(shard)
                 .set(applied.queued_bytes as f64);
+            metrics::RECEIPT_BYTES
+                .of(shard)
+                .set(applied.receipt_bytes as f64);
             metrics::OLDEST_ENTRY_AGE
                 .of(shard)
                 .set(age_ms as f64 / 1_000.0);
@@ -382,6 +387,8 @@ impl Replicas {
             chains_max: queue.chains_max,
             devices_max: queue.devices_max,
             outbox_rows_max: queue.outbox_rows_max,
+            receipt_bytes_max: queue.receipt_bytes_max,
+            receipt_age_max_ms: queue.ttl_max_ms,
         }
     }
 

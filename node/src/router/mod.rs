@@ -156,6 +156,7 @@ impl Router {
             let request = request.clone();
             let held = &held;
             async move {
+                // Bounded by the windows of `request`: entries and notices are pushed on credit, and one last push.
                 let (sink, pushes) = mpsc::unbounded_channel();
                 let (number, response) = self.peers.attach(node, limit, request, sink).await?;
                 let peers = Arc::clone(&self.peers);
@@ -337,6 +338,17 @@ enum Verdict {
     TryOther,
 }
 
+/// Room that a session grants for pushes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Entries of its queue.
+    pub entries: u32,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// Receipts, and pushes that only name what has expired.
+    pub notices: u32,
+}
+
 /// An attachment, from the session's side. Dropping it detaches.
 pub struct Attached {
     peers: Arc<dyn Peers>,
@@ -352,13 +364,14 @@ impl Attached {
         self.pushes.recv().await
     }
 
-    /// More room in the session's window.
-    pub fn grant(&self, entries: u32, bytes: u64) {
+    /// More room for pushes.
+    pub fn grant(&self, room: Room) {
         let grant = Grant {
             attachment: self.number.0,
-            entries,
-            bytes,
+            entries: room.entries,
+            bytes: room.bytes,
             shard: self.shard.0,
+            notices: room.notices,
         };
         self.peers.grant(self.node, grant);
     }

@@ -8,17 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use roost_proto::storage::{Command, Inbound, InboundItem, OutboxTrim, command, outcome};
-use tokio::sync::mpsc;
+use roost_proto::storage::{
+    Command, Inbound, InboundItem, OutboxItem, OutboxTrim, command, outcome,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Router};
 use crate::metrics;
-use crate::replica::{Replica, Replicas};
+use crate::replica::{OutboxSignals, Replica, Replicas};
+use crate::shard::receipt_bytes;
 use crate::types::ShardId;
 
 /// Rows in one command to the destination.
 const ROWS_MAX: usize = 256;
+/// Bytes of receipts in one command to the destination, unless a single one is larger: a row may name thousands of
+/// ranges, and the command has to fit among the proposals that wait there.
+const ROWS_BYTES_MAX: u64 = 32 * 1024;
 /// How long one attempt to reach the destination may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// First and longest wait after a failed attempt.
@@ -34,11 +39,11 @@ type Pair = (ShardId, ShardId);
 pub async fn run(
     router: Arc<Router>,
     replicas: Arc<Replicas>,
-    mut signals: mpsc::UnboundedReceiver<Pair>,
+    signals: Arc<OutboxSignals>,
     stop: CancellationToken,
 ) {
     let pumps = Arc::new(Pumps::default());
-    while let Some(Some(pair)) = stop.run_until_cancelled(signals.recv()).await {
+    while let Some(pair) = stop.run_until_cancelled(signals.next()).await {
         if !pumps.begin(pair) {
             continue;
         }
@@ -107,6 +112,16 @@ async fn drain(router: &Router, replica: &Replica, destination: ShardId) {
     }
 }
 
+/// As many as go into one command.
+fn first_rows(rows: Vec<(u64, OutboxItem)>) -> impl Iterator<Item = (u64, OutboxItem)> {
+    let mut bytes = 0;
+    rows.into_iter().take_while(move |(_, item)| {
+        let first = bytes == 0;
+        bytes += item.receipt.as_ref().map_or(1, receipt_bytes);
+        first || bytes <= ROWS_BYTES_MAX
+    })
+}
+
 /// Carries one batch; false if there was nothing.
 async fn carry(router: &Router, replica: &Replica, destination: ShardId) -> Result<bool, Error> {
     let view = replica.view();
@@ -119,8 +134,7 @@ async fn carry(router: &Router, replica: &Replica, destination: ShardId) -> Resu
     let inbound = Inbound {
         source: replica.shard().0,
         source_incarnation: SHARD_INCARNATION,
-        items: rows
-            .into_iter()
+        items: first_rows(rows)
             .map(|(number, item)| InboundItem {
                 number,
                 item: Some(item),

@@ -11,6 +11,7 @@ use roost_proto::v1::{AckAnswer, Code, Cursor, Error, ReadAnswer, ReadMark, serv
 
 use super::hello::Identity;
 use super::{Settings, refusal};
+use crate::metrics;
 use crate::router::{self, Router};
 use crate::types::UserId;
 
@@ -53,7 +54,7 @@ impl Acks {
         });
         match merged {
             Some(last) => last.seq = last.seq.max(cursor.seq),
-            None => self.waiting.push_back(Saying::Ack(cursor)),
+            None => self.queue(Saying::Ack(cursor)),
         }
     }
 
@@ -75,7 +76,7 @@ impl Acks {
                 refusal::retryable(Code::Overloaded, "too many read marks wait", 50),
             );
         }
-        self.waiting.push_back(Saying::Read(mark));
+        self.queue(Saying::Read(mark));
         None
     }
 
@@ -87,7 +88,7 @@ impl Acks {
         });
         match merged {
             Some(last) => *last = (*last).max(revision),
-            None => self.waiting.push_back(Saying::Receipts(revision)),
+            None => self.queue(Saying::Receipts(revision)),
         }
     }
 
@@ -98,6 +99,7 @@ impl Acks {
                 let Some(saying) = self.waiting.pop_front() else {
                     return std::future::pending().await;
                 };
+                metrics::WAITING_MARKS.handle().decrement(1.0);
                 self.on_its_way = Some(self.say(saying));
             }
             // Kept until it is done: the caller may drop this call at any await.
@@ -114,6 +116,11 @@ impl Acks {
 
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.on_its_way.is_none()
+    }
+
+    fn queue(&mut self, saying: Saying) {
+        metrics::WAITING_MARKS.handle().increment(1.0);
+        self.waiting.push_back(saying);
     }
 
     fn say(&self, saying: Saying) -> BoxFuture<'static, Option<Frame>> {
@@ -143,6 +150,14 @@ impl Acks {
                 }
             }
         })
+    }
+}
+
+impl Drop for Acks {
+    fn drop(&mut self) {
+        metrics::WAITING_MARKS
+            .handle()
+            .decrement(self.waiting.len() as f64);
     }
 }
 

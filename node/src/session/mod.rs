@@ -17,10 +17,8 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use roost_proto::v1::{
-    ClientFrame, Code, Goodbye, Pong, ServerFrame, client_frame::Frame as In,
-    server_frame::Frame as Out,
+    ClientFrame, Code, Goodbye, Pong, client_frame::Frame as In, server_frame::Frame as Out,
 };
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +26,7 @@ use crate::config::{self, Config};
 use crate::metrics;
 use crate::router::Router;
 use acks::Acks;
+pub use outgoing::Frames;
 use outgoing::Outgoing;
 use receive::{Receive, Received};
 use sends::Sends;
@@ -71,21 +70,15 @@ impl Sessions {
         })
     }
 
-    /// Frames that may wait for a client which does not read.
-    #[must_use]
-    pub fn outgoing_frames_max(&self) -> usize {
-        self.settings.session.outgoing_frames_max
-    }
-
-    /// Runs one session in a task of its own, until the client goes, `outgoing` closes, or the node drains.
-    pub fn spawn<S, E>(self: &Arc<Self>, incoming: S, outgoing: mpsc::Sender<ServerFrame>)
+    /// Runs one session in a task of its own, until the client goes, what it is to read is dropped, or the node drains.
+    pub fn spawn<S, E>(self: &Arc<Self>, incoming: S) -> Frames
     where
         S: Stream<Item = Result<ClientFrame, E>> + Send + Unpin + 'static,
         E: Send + 'static,
     {
+        let (outgoing, frames) = outgoing::channel(self.settings.session.outgoing_frames_max);
         let sessions = Arc::clone(self);
         self.tasks.spawn(async move {
-            let outgoing = Outgoing::new(outgoing);
             let open = sessions.open.fetch_add(1, Ordering::Relaxed);
             metrics::SESSIONS.handle().increment(1.0);
             let reason = match open < sessions.settings.session.sessions_max {
@@ -98,6 +91,7 @@ impl Sessions {
             metrics::SESSIONS.handle().decrement(1.0);
             metrics::SESSIONS_ENDED.of(reason).increment(1);
         });
+        frames
     }
 
     /// Tells every session to go elsewhere and waits until they have gone, at most `within`.
@@ -206,7 +200,7 @@ impl Session<'_> {
                     None
                 }
                 answer = self.acks.next() => Some(answer),
-                received = self.receive.next() => match received {
+                received = pushed(&mut self.receive, self.outgoing) => match received {
                     Received::Frame(frame) => Some(frame),
                     Received::Over(error) => return self.end(error),
                 },
@@ -278,6 +272,12 @@ impl Session<'_> {
         }));
         reason
     }
+}
+
+/// What is pushed next, once the client has read so much that there is room for it.
+async fn pushed(receive: &mut Receive, outgoing: &Outgoing) -> Received {
+    outgoing.room().await;
+    receive.next().await
 }
 
 fn reason_of(code: Code) -> Reason {

@@ -14,10 +14,14 @@ use super::hello::Identity;
 use super::{Settings, refusal};
 use crate::metrics;
 use crate::replica::body_bytes;
-use crate::router::{self, Attached, Router};
+use crate::router::{self, Attached, Room, Router};
 
 /// Wait before attaching is tried again, when the router has given up.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// Receipts, and pushes that only name what has expired, that may be on their way to a session. They are granted again
+/// when they are handed on, which is as fast as the client reads.
+const WINDOW_NOTICES: u32 = 1024;
 
 /// What a session is for besides sending.
 pub(super) struct Wanted {
@@ -55,8 +59,10 @@ pub(super) struct Receive {
     window: Option<Window>,
     watch: bool,
     link: Link,
-    /// Entries and bytes that became free since the attachment's room was reckoned, and were not granted yet.
-    ungranted: (u32, u64),
+    /// Receipts up to this revision were handed to the client; the next attachment goes on from there.
+    receipts_after: Option<u64>,
+    /// What became free since the attachment's room was reckoned, and was not granted yet.
+    ungranted: Room,
 }
 
 enum Link {
@@ -88,7 +94,8 @@ impl Receive {
             window: wanted.attach.map(Window::new),
             watch: wanted.watch,
             link: Link::Off,
-            ungranted: (0, 0),
+            receipts_after: None,
+            ungranted: Room::default(),
         };
         let waits = |window: &Window| window.start.on_first_frame;
         if !receive.window.as_ref().is_some_and(waits) {
@@ -133,8 +140,8 @@ impl Receive {
             return Err(refuse("the cursor is beyond what this session was handed"));
         }
         let (entries, bytes) = window.free_up_to(acked.seq);
-        self.ungranted.0 += entries;
-        self.ungranted.1 += bytes;
+        self.ungranted.entries += entries;
+        self.ungranted.bytes += bytes;
         self.grant();
         Ok(acked)
     }
@@ -142,11 +149,10 @@ impl Receive {
     /// Passes on what became free. While attaching it waits: the request that is under way speaks of less room, and
     /// without this a full window would stay shut.
     fn grant(&mut self) {
-        if self.ungranted.0 > 0
+        if self.ungranted.is_worth_a_grant()
             && let Link::Attached(attached) = &self.link
         {
-            let (entries, bytes) = std::mem::take(&mut self.ungranted);
-            attached.grant(entries, bytes);
+            attached.grant(std::mem::take(&mut self.ungranted));
         }
     }
 
@@ -192,8 +198,10 @@ impl Receive {
             None => {
                 self.link = Link::Attached(attached);
                 self.grant();
-                self.watch
-                    .then(|| Received::Frame(Frame::Watching(Watching {})))
+                // Attached again, it goes on behind the last revision, and has missed nothing that it is not told of.
+                let first = self.receipts_after.is_none();
+                self.receipts_after.get_or_insert(response.receipts_after);
+                (first && self.watch).then(|| Received::Frame(Frame::Watching(Watching {})))
             }
         }
     }
@@ -202,9 +210,14 @@ impl Receive {
         match push.and_then(|push| push.push) {
             Some(push::Push::Entries(entries)) => {
                 self.window.as_mut()?.hand(&entries);
+                self.free_notices(usize::from(entries.entries.is_empty()));
                 Some(Received::Frame(Frame::Entries(entries)))
             }
             Some(push::Push::Receipts(receipts)) => {
+                let last = receipts.receipts.last();
+                let reached = last.map_or(receipts.missed_up_to, |receipt| receipt.revision);
+                self.receipts_after = self.receipts_after.max(Some(reached));
+                self.free_notices(receipts.receipts.len().max(1));
                 Some(Received::Frame(Frame::Receipts(receipts)))
             }
             Some(push::Push::Ended(ended)) => match ended.error {
@@ -221,10 +234,16 @@ impl Receive {
         }
     }
 
+    /// These have been handed on.
+    fn free_notices(&mut self, notices: usize) {
+        self.ungranted.notices += u32::try_from(notices).unwrap_or(u32::MAX);
+        self.grant();
+    }
+
     /// Attaches (again) from what was handed to the client last, with the room that its window has left.
     fn attach(&mut self, after: Duration) {
         let (room_entries, room_bytes) = self.window.as_ref().map_or((0, 0), Window::room);
-        self.ungranted = (0, 0);
+        self.ungranted = Room::default();
         let request = AttachRequest {
             shard: self.identity.shard.0,
             attachment: 0,
@@ -235,14 +254,22 @@ impl Receive {
             window_entries: room_entries,
             window_bytes: room_bytes,
             epoch: self.window.as_ref().map(|window| window.start.epoch),
-            receipts_after: 0,
+            receipts_after: self.receipts_after,
             client: self.window.as_ref().map(|window| window.start.client),
+            window_notices: WINDOW_NOTICES,
         };
         let (router, within) = (Arc::clone(&self.router), self.within);
         self.link = Link::Attaching(Box::pin(async move {
             tokio::time::sleep(after).await;
             router.attach(request, within).await
         }));
+    }
+}
+
+impl Room {
+    /// Room for notices is granted by the quarter, not one by one.
+    fn is_worth_a_grant(&self) -> bool {
+        self.entries > 0 || self.notices >= WINDOW_NOTICES / 4
     }
 }
 

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use futures::FutureExt as _;
-use roost_proto::v1::{Entry, Envelope};
+use roost_proto::v1::{Entry, Envelope, Receipt, Receipts};
 
 use super::*;
 use crate::config::Config;
@@ -70,6 +70,28 @@ fn entries(seqs: std::ops::RangeInclusive<u64>) -> Push {
     }
 }
 
+fn room(entries: u32, bytes: u64) -> Room {
+    Room {
+        entries,
+        bytes,
+        notices: 0,
+    }
+}
+
+fn receipts(revisions: std::ops::RangeInclusive<u32>) -> Push {
+    let receipts = revisions.map(|revision| Receipt {
+        revision: revision.into(),
+        ..Receipt::default()
+    });
+    Push {
+        push: Some(push::Push::Receipts(Receipts {
+            receipts: receipts.collect(),
+            missed_up_to: 0,
+        })),
+        ..Push::default()
+    }
+}
+
 /// Lets it attach, until nothing more happens.
 async fn settle(receive: &mut Receive) {
     let idle = tokio::time::timeout(Duration::from_secs(1), receive.next()).await;
@@ -111,7 +133,7 @@ async fn an_ack_makes_room_and_only_for_what_was_handed_over() {
     }
     assert_eq!(receive.on_ack(Some(cursor(2))), Ok(cursor(2)));
     assert_eq!(receive.on_ack(Some(cursor(1))), Ok(cursor(1)), "again");
-    assert_eq!(script.granted(), [(2, 20)]);
+    assert_eq!(script.granted(), [room(2, 20)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +160,7 @@ async fn room_made_while_attaching_is_granted_afterwards() {
     settle(&mut receive).await;
     let (request, _) = script.newest_attachment();
     assert_eq!(request.window_entries, 0);
-    assert_eq!(script.granted(), [(3, 30)]);
+    assert_eq!(script.granted(), [room(3, 30)]);
 }
 
 /// A session whose client had gone before the welcome came, and had connected elsewhere, displaced that newer session.
@@ -159,4 +181,31 @@ async fn a_session_attaches_once_its_client_has_shown_that_it_is_there() {
         (counters.0.unwrap().counter, counters.1.unwrap().counter),
         (2, 5)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn receipts_are_granted_as_they_are_handed_on_and_go_on_where_they_were() {
+    let script = attaching();
+    let mut receive = attached(&script).await;
+    let (first, pushes) = script.newest_attachment();
+    assert_eq!(
+        (first.window_notices, first.receipts_after),
+        (WINDOW_NOTICES, None)
+    );
+    let quarter = WINDOW_NOTICES / 4;
+    pushes.send(receipts(1..=quarter - 1)).unwrap();
+    pushes.send(receipts(quarter..=quarter)).unwrap();
+    receive.next().await;
+    assert!(script.granted().is_empty(), "not one by one");
+    receive.next().await;
+    let granted = Room {
+        notices: quarter,
+        ..Room::default()
+    };
+    assert_eq!(script.granted(), [granted]);
+    drop(pushes);
+    script.drop_attachments();
+    settle(&mut receive).await;
+    let (again, _) = script.newest_attachment();
+    assert_eq!(again.receipts_after, Some(quarter.into()));
 }

@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use roost_proto::storage::{SentId as SentIdRow, User};
 use roost_proto::v1::{Range, Receipt, Status};
 
-use super::outbox;
 use super::queue::{self, ACK_STEP_ENTRIES_MAX, Known};
 use super::step::{Step, day};
+use super::{outbox, receipts};
 use crate::storage::Error;
 use crate::storage::keys::{Key, SentId};
 use crate::types::DeviceId;
@@ -68,10 +68,11 @@ pub(super) fn advance(step: &Step<'_, '_>, name: &str, user: &mut User) -> Resul
     Ok(())
 }
 
-/// Tells the senders up to the mark, a bounded step. False, with nothing written, if the outbox has no room. The caller
+/// Tells the senders up to the mark, a bounded step, and what they were read of it. False, with nothing written, if the outbox has no room. The caller
 /// stores `user`.
 pub(super) fn tell(step: &mut Step<'_, '_>, name: &str, user: &mut User) -> Result<bool, Error> {
-    if user.told_seq == user.delivered_seq {
+    let reads = receipts::due_reads(step, name, user)?;
+    if user.told_seq == user.delivered_seq && reads.is_empty() {
         return Ok(true);
     }
     let max = ACK_STEP_ENTRIES_MAX as usize;
@@ -80,10 +81,17 @@ pub(super) fn tell(step: &mut Step<'_, '_>, name: &str, user: &mut User) -> Resu
         Some(entry) if entries.len() == max => entry.seq,
         _ => user.delivered_seq,
     };
-    if !outbox::owe(step, marks(name, user, entries.iter()))? {
+    let reads_up_to: Vec<_> = reads
+        .iter()
+        .map(|(from, receipt)| (from.clone(), receipt.up_to_seq))
+        .collect();
+    let mut receipts = marks(name, user, entries.iter());
+    receipts.extend(reads);
+    if !outbox::owe(step, receipts)? {
         return Ok(false);
     }
     user.told_seq = told_seq;
+    receipts::reads_told(step, name, user, reads_up_to.into_iter());
     Ok(true)
 }
 

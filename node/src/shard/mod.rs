@@ -27,7 +27,7 @@ pub use expiry::{EXPIRE_STEP_ENTRIES_MAX, EXPIRY_POSTPONED_MS, EXPIRY_ROUNDING_M
 pub use machine::UserShard;
 pub use outbox::OUTBOX_TRIM_STEP_ROWS_MAX;
 pub use queue::{ACK_STEP_ENTRIES_MAX, TRIM_STEP_ENTRIES_MAX, entry_bytes};
-pub use receipts::{READ_MARKS_MAX, RECEIPT_STEP_ROWS_MAX};
+pub use receipts::{READ_MARKS_MAX, READS_AHEAD_MAX, RECEIPT_STEP_ROWS_MAX, receipt_bytes};
 pub use senders::SWEEP_STEP_ROWS_MAX;
 pub use txn::Txn;
 
@@ -56,10 +56,23 @@ pub struct Effects {
     pub outbox: Vec<ShardId>,
     /// Devices that no longer exist; their attachments end.
     pub removed: Vec<(UserId, DeviceId)>,
+    /// Receipts dropped at their bound, though a device may not have had them.
+    pub forgotten_receipts: u64,
+    /// What is remembered about the sender devices that sent something.
+    pub senders: Vec<SenderFill>,
     /// Users with entries left to delete.
     pub trims: Vec<UserId>,
     /// The cluster as it is now, if it changed; meta shard only.
     pub cluster: Option<ClusterState>,
+}
+
+/// How full what is remembered about one sender device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SenderFill {
+    /// Ids, of all recipients in this shard.
+    pub ids: u64,
+    /// Chains with the recipient of this command.
+    pub chains: usize,
 }
 
 /// A replicated state machine: a user shard's, or the meta shard's.

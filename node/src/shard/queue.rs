@@ -144,7 +144,10 @@ pub(super) fn settle(step: &mut Step<'_, '_>, name: &str, user: &mut User) -> Re
 
 /// Whether all entries that nobody needs are deleted, and all senders told.
 pub(super) fn is_settled(user: &User) -> bool {
-    user.trimmed_seq == user.done_seq && user.told_seq == user.delivered_seq
+    let mut reads = user.reads_ahead.iter();
+    user.trimmed_seq == user.done_seq
+        && user.told_seq == user.delivered_seq
+        && reads.all(|ahead| ahead.up_to_seq > user.delivered_seq)
 }
 
 /// Deletes a bounded number of entries from behind `done_seq`. What no device has acknowledged (its last one was

@@ -4,10 +4,10 @@
 //! A queue is read through its user's row: entries at or below `done_seq` are gone, whether deleted yet or not.
 
 use roost_proto::storage::{Applied, Entry, OutboxHead, OutboxItem, OutboxRow, ReceiptRow, User};
-use roost_proto::v1::{Range, Receipt};
+use roost_proto::v1::{Range, Receipt, Receipts};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::entry_bytes;
+use super::{entry_bytes, receipt_bytes};
 use crate::storage::keys::{self, Home, Key};
 use crate::storage::{Column, Error, Read, value};
 use crate::types::{ShardId, UserId};
@@ -103,7 +103,8 @@ impl<'a> Reader<'a> {
         Ok(slice)
     }
 
-    /// A user's receipts behind a revision, in order.
+    /// A user's receipts behind a revision, in order: at most so many, and bytes ([`receipt_bytes`]), but one whatever
+    /// its size.
     ///
     /// # Errors
     /// As [`Reader::applied`].
@@ -112,13 +113,31 @@ impl<'a> Reader<'a> {
         name: &str,
         after_revision: u64,
         max: usize,
-    ) -> Result<Vec<Receipt>, Error> {
+        bytes_max: u64,
+    ) -> Result<Receipts, Error> {
+        let mut receipts: Vec<Receipt> = Vec::new();
+        let mut bytes = 0;
         let range = keys::receipts_of(self.home, name, after_revision);
-        let rows = self.rows(range, max, |_, key, value| {
-            let row: ReceiptRow = value::decode("receipt", key, value)?;
-            Ok(row.receipt)
-        });
-        Ok(rows?.into_iter().flatten().collect())
+        for row in self.store.scan(Column::State, range).take(max) {
+            let (key, value) = row?;
+            let row: ReceiptRow = value::decode("receipt", &key, value)?;
+            let receipt = row.receipt.unwrap_or_default();
+            bytes += receipt_bytes(&receipt);
+            if !receipts.is_empty() && bytes > bytes_max {
+                break;
+            }
+            receipts.push(receipt);
+        }
+        // Behind the rows: what is deleted while they are read counts as missed, not as never there.
+        let user = self.user(name)?.unwrap_or_default();
+        let settled = user.devices.iter().map(|device| device.receipt_revision);
+        let gone = user.forgotten_revision.max(settled.min().unwrap_or(0));
+        let missed_up_to = if after_revision < gone { gone } else { 0 };
+        receipts.retain(|receipt| receipt.revision > missed_up_to);
+        Ok(Receipts {
+            receipts,
+            missed_up_to,
+        })
     }
 
     /// What waits for a destination, from a number on, in order.

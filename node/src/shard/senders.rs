@@ -16,7 +16,7 @@ use roost_proto::v1::{Code, Cursor, Envelope, Error as Refusal, SendAnswer, Stat
 
 use super::refusal::{done, refusal};
 use super::step::{CLOCK_AHEAD_MAX_MS, DAY_MS, Step};
-use super::{delivered, queue};
+use super::{SenderFill, delivered, queue};
 use crate::storage::keys::{self, Key, SentId};
 use crate::storage::{Column, Error};
 use crate::types::{DeviceId, UserId, check_message_id};
@@ -110,6 +110,10 @@ impl<'a> Pair<'a> {
         if !self.changed {
             return;
         }
+        step.note_sender(SenderFill {
+            ids: self.usage.days.iter().map(|day| day.ids).sum(),
+            chains: self.sender.chains.len(),
+        });
         let home = step.home();
         let sender = Key::Sender(home, self.to, self.from, self.device);
         step.txn.put_hot(&sender, self.sender);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use roost_proto::storage::{Applied as AppliedRow, Batch, Limits};
 use roost_proto::v1::Receipt;
 
-use super::{Effects, Txn, UserShard};
+use super::{Effects, SenderFill, Txn, UserShard};
 use crate::storage::Error;
 use crate::storage::keys::{Home, Key};
 use crate::types::{DeviceId, ShardId, UserId};
@@ -28,6 +28,8 @@ pub(super) struct Step<'t, 's> {
     outbox: BTreeSet<ShardId>,
     receipts: Vec<(UserId, Receipt)>,
     removed: Vec<(UserId, DeviceId)>,
+    pub(super) forgotten_receipts: u64,
+    senders: Vec<SenderFill>,
 }
 
 impl<'t, 's> Step<'t, 's> {
@@ -52,6 +54,8 @@ impl<'t, 's> Step<'t, 's> {
             outbox: BTreeSet::new(),
             receipts: Vec::new(),
             removed: Vec::new(),
+            forgotten_receipts: 0,
+            senders: Vec::new(),
         })
     }
 
@@ -63,6 +67,8 @@ impl<'t, 's> Step<'t, 's> {
             receipts: self.receipts,
             outbox: self.outbox.into_iter().collect(),
             removed: self.removed,
+            forgotten_receipts: self.forgotten_receipts,
+            senders: self.senders,
             trims: parsed(self.trims),
             cluster: None,
         }
@@ -108,6 +114,10 @@ impl<'t, 's> Step<'t, 's> {
         if let Ok(user) = UserId::parse(user) {
             self.receipts.push((user, receipt));
         }
+    }
+
+    pub(super) fn note_sender(&mut self, fill: SenderFill) {
+        self.senders.push(fill);
     }
 
     pub(super) fn device_removed(&mut self, user: &str, device: u32) {

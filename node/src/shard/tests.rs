@@ -8,6 +8,7 @@ mod properties;
 use roost_proto::storage::{OutboxTrim, Send, SendItem, SweepIds, Trim, command::Command};
 use roost_proto::v1::{Code, Range, Status};
 
+use super::{READS_AHEAD_MAX, receipt_bytes};
 use harness::*;
 
 /// (to, status, up_to_seq, expired) of a row of the outbox.
@@ -260,9 +261,10 @@ fn a_new_devices_ack_does_not_speak_for_what_came_before_it() {
     assert_eq!(shard.done(read("bob", 2, "alice", 3)), Ok(false));
     assert_eq!(owed(&shard), []);
     assert_eq!(shard.ack("bob", 1, 1), Ok((1, false)));
-    assert_eq!(owed(&shard), [delivered("alice", 1)]);
+    let read = |up_to| ("alice".to_owned(), Status::Read, up_to, vec![]);
+    assert_eq!(owed(&shard), [delivered("alice", 1), read(1)]);
     assert_eq!(shard.ack("bob", 1, 2), Ok((2, false)));
-    assert_eq!(owed(&shard), [delivered("alice", 3)]);
+    assert_eq!(owed(&shard), [delivered("alice", 3), read(3)]);
 }
 
 #[test]
@@ -405,11 +407,26 @@ fn a_removed_account_takes_everything_along() {
     assert_eq!(shard.say("bob", "alice", item(1)), Ok(Status::Accepted));
     assert_eq!(shard.ack("alice", 1, 1), Ok((1, false)));
     shard.pump();
-    assert_eq!(shard.read().receipts("bob", 0, 9).unwrap().len(), 1);
+    assert_eq!(
+        shard
+            .read()
+            .receipts("bob", 0, 9, u64::MAX)
+            .unwrap()
+            .receipts
+            .len(),
+        1
+    );
     assert_eq!(shard.done(remove_account("bob")), Ok(false));
     assert_eq!(shard.done(remove_account("bob")), Ok(false));
     assert_eq!(owed(&shard), [expired("alice", &[(2, 3)])]);
-    assert_eq!(shard.read().receipts("bob", 0, 9).unwrap(), []);
+    assert_eq!(
+        shard
+            .read()
+            .receipts("bob", 0, 9, u64::MAX)
+            .unwrap()
+            .receipts,
+        []
+    );
     assert_eq!(shard.read().applied().unwrap().accounts, 1);
     assert_eq!(shard.say("alice", "bob", item(4)), Err(Code::NotFound));
     assert_eq!(shard.say("alice", "bob", item(3)), Ok(Status::Expired));
@@ -437,11 +454,22 @@ fn a_new_incarnation_leaves_the_old_ones_ticks_standing() {
     ));
     assert_eq!(owed(&shard), [delivered("alice", 2), delivered("alice", 1)]);
     shard.pump();
-    let receipts = shard.read().receipts("alice", 0, 9).unwrap();
+    let receipts = shard
+        .read()
+        .receipts("alice", 0, 9, u64::MAX)
+        .unwrap()
+        .receipts;
     let marks = receipts.iter().map(|r| (r.incarnation, r.up_to_seq));
     assert_eq!(marks.collect::<Vec<_>>(), [(1, 2), (2, 1)]);
     assert_eq!(shard.done(receipt_ack("alice", 1, 2)), Ok(false));
-    assert_eq!(shard.read().receipts("alice", 0, 9).unwrap(), []);
+    assert_eq!(
+        shard
+            .read()
+            .receipts("alice", 0, 9, u64::MAX)
+            .unwrap()
+            .receipts,
+        []
+    );
 }
 
 #[test]
@@ -476,12 +504,23 @@ fn receipts_merge_into_one_row_a_kind() {
     }
     shard.pump();
     assert_eq!(shard.effects.receipts, []);
-    let receipts = shard.read().receipts("alice", 0, 9).unwrap();
+    let receipts = shard
+        .read()
+        .receipts("alice", 0, 9, u64::MAX)
+        .unwrap()
+        .receipts;
     assert_eq!(receipts.len(), 1);
     assert_eq!((receipts[0].revision, receipts[0].up_to_seq), (3, 5));
     assert_eq!(shard.done(receipt_ack("alice", 1, 4)), Err(Code::BadCursor));
     assert_eq!(shard.done(receipt_ack("alice", 1, 3)), Ok(false));
-    assert_eq!(shard.read().receipts("alice", 0, 9).unwrap(), []);
+    assert_eq!(
+        shard
+            .read()
+            .receipts("alice", 0, 9, u64::MAX)
+            .unwrap()
+            .receipts,
+        []
+    );
     assert_eq!(shard.outbox(), []);
 }
 
@@ -555,6 +594,133 @@ fn read_is_refused_beyond_what_the_device_has() {
     let before = shard.rows();
     assert_eq!(shard.done(read("bob", 1, "alice", 1)), Ok(false));
     assert_eq!(shard.rows(), before);
+}
+
+/// A mark beyond what is delivered in order was cut in silence, and never told.
+#[test]
+fn a_read_mark_ahead_of_what_is_delivered_is_told_later() {
+    let mut shard = Shard::new();
+    fill(&mut shard, 1..=2);
+    shard.add("bob", "laptop");
+    fill(&mut shard, 3..=3);
+    // The laptop has what came behind two entries that only the phone is to get.
+    assert_eq!(shard.ack("bob", 2, 3), Ok((3, false)));
+    assert_eq!(shard.done(read("bob", 2, "alice", 3)), Ok(false));
+    assert_eq!(owed(&shard), []);
+    assert_eq!(shard.say("alice", "bob", item(3)), Ok(Status::Delivered));
+    let before = shard.rows();
+    assert_eq!(shard.done(read("bob", 2, "alice", 3)), Ok(false));
+    assert_eq!(shard.rows(), before, "said again, it changes nothing");
+
+    assert_eq!(shard.ack("bob", 1, 1), Ok((1, false)));
+    let read_up_to = |up_to| ("alice".to_owned(), Status::Read, up_to, vec![]);
+    assert_eq!(owed(&shard), [delivered("alice", 1), read_up_to(1)]);
+    assert_eq!(shard.ack("bob", 1, 3), Ok((3, false)));
+    assert_eq!(owed(&shard), [delivered("alice", 3), read_up_to(3)]);
+    assert_eq!(shard.say("alice", "bob", item(3)), Ok(Status::Read));
+    assert!(shard.user("bob").reads_ahead.is_empty());
+}
+
+#[test]
+fn read_marks_that_wait_have_a_bound() {
+    let mut shard = Shard::new();
+    fill(&mut shard, 1..=1);
+    shard.add("bob", "laptop");
+    fill(&mut shard, 2..=2);
+    assert_eq!(shard.ack("bob", 2, 2), Ok((2, false)));
+    for sender in 0..READS_AHEAD_MAX {
+        let from = format!("sender{sender}");
+        assert_eq!(shard.done(read("bob", 2, &from, 2)), Ok(false));
+    }
+    let before = shard.rows();
+    assert_eq!(
+        shard.done(read("bob", 2, "alice", 2)),
+        Err(Code::Overloaded)
+    );
+    assert_eq!(shard.rows(), before);
+    assert_eq!(shard.done(read("bob", 2, "sender7", 2)), Ok(false));
+    assert_eq!(shard.ack("bob", 1, 2), Ok((2, false)));
+    assert_eq!(shard.done(read("bob", 2, "alice", 2)), Ok(false));
+}
+
+/// One sender's device that acknowledges, and one that never does.
+fn expire_again_and_again(shard: &mut Shard, times: u64) {
+    for position in 1..=times {
+        let mut item = item(position);
+        item.sent_at_ms = shard.now_ms;
+        item.ttl_ms = 1000;
+        assert_eq!(shard.say("alice", "bob", item), Ok(Status::Accepted));
+        shard.now_ms += 10_000;
+        assert_eq!(shard.done(expire(&["bob"])), Ok(false));
+        shard.pump();
+    }
+}
+
+/// Receipts for a device that never acknowledges them grew without end.
+#[test]
+fn receipts_have_a_bound_and_who_misses_some_is_told() {
+    let mut shard = Shard::new();
+    shard.limits.receipt_bytes_max = 400;
+    expire_again_and_again(&mut shard, 50);
+    let alice = shard.user("alice");
+    assert!(alice.receipt_bytes <= 400 && alice.receipt_bytes > 300);
+    assert_eq!(
+        shard.read().applied().unwrap().receipt_bytes,
+        alice.receipt_bytes
+    );
+    let read = shard.read().receipts("alice", 0, 99, u64::MAX).unwrap();
+    let first = read.receipts.first().unwrap().revision;
+    assert_eq!(read.missed_up_to, first - 1, "nothing goes in silence");
+    let seen: u64 = read.receipts.iter().map(receipt_bytes).sum();
+    assert_eq!(seen, alice.receipt_bytes);
+    let last = read.receipts.last().unwrap().revision;
+    assert_eq!(last, 50);
+    // Whoever has had them all is told nothing of the sort.
+    let read = shard
+        .read()
+        .receipts("alice", first - 1, 99, u64::MAX)
+        .unwrap();
+    assert_eq!((read.missed_up_to, read.receipts.len()), (0, 4));
+    assert_eq!(shard.done(receipt_ack("alice", 1, last)), Ok(false));
+    let alice = shard.user("alice");
+    assert_eq!((alice.receipt_bytes, alice.receipts_since_ms), (0, 0));
+    assert_eq!(shard.read().applied().unwrap().receipt_bytes, 0);
+}
+
+#[test]
+fn receipts_older_than_any_message_make_way_for_new_ones() {
+    let mut shard = Shard::new();
+    expire_again_and_again(&mut shard, 3);
+    shard.now_ms += shard.limits.receipt_age_max_ms - 15_000;
+    // The first of them is too old, the others just not.
+    fill_now(&mut shard, 4);
+    assert_eq!(shard.ack("bob", 1, 4), Ok((4, false)));
+    shard.pump();
+    let read = shard.read().receipts("alice", 0, 99, u64::MAX).unwrap();
+    let revisions: Vec<_> = read.receipts.iter().map(|r| r.revision).collect();
+    assert_eq!((read.missed_up_to, revisions), (1, vec![2, 3, 4]));
+}
+
+fn fill_now(shard: &mut Shard, position: u64) {
+    let mut item = item(position);
+    item.sent_at_ms = shard.now_ms;
+    item.chain = position;
+    item.position = 1;
+    assert_eq!(shard.say("alice", "bob", item), Ok(Status::Accepted));
+}
+
+/// A watch that has not read yet what every device has: the rows are gone, and it must know.
+#[test]
+fn what_every_device_has_counts_as_missed_by_who_reads_later() {
+    let mut shard = Shard::new();
+    fill(&mut shard, 1..=1);
+    assert_eq!(shard.ack("bob", 1, 1), Ok((1, false)));
+    shard.pump();
+    assert_eq!(shard.done(receipt_ack("alice", 1, 1)), Ok(false));
+    let read = shard.read().receipts("alice", 0, 99, u64::MAX).unwrap();
+    assert_eq!((read.missed_up_to, read.receipts.len()), (1, 0));
+    let read = shard.read().receipts("alice", 1, 99, u64::MAX).unwrap();
+    assert_eq!(read.missed_up_to, 0);
 }
 
 #[test]

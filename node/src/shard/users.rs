@@ -96,6 +96,7 @@ pub(super) fn remove_account(
     }
     user.removed = true;
     user.read_marks = 0;
+    user.reads_ahead.clear();
     user.done_seq = user.next_seq - 1;
     step.sums.accounts -= 1;
     expiry::clear(step, &remove.user, &mut user);

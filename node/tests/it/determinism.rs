@@ -375,6 +375,9 @@ fn batch(commands: &[(u64, Kind)]) -> Batch {
             chains_max: 3,
             devices_max: 3,
             outbox_rows_max: 10,
+            // Some ten receipts: they are dropped, too.
+            receipt_bytes_max: 800,
+            receipt_age_max_ms: 3 * DAY_MS,
         }),
         commands: commands
             .iter()

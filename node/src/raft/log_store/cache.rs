@@ -14,6 +14,8 @@ pub(super) struct Cache {
     entries: VecDeque<Entry>,
     bytes: usize,
     bytes_max: usize,
+    /// Of all caches of the node together.
+    fill: ::metrics::Gauge,
 }
 
 impl Cache {
@@ -23,6 +25,7 @@ impl Cache {
             entries: VecDeque::new(),
             bytes: 0,
             bytes_max,
+            fill: crate::metrics::LOG_CACHE_BYTES.handle(),
         }
     }
 
@@ -32,7 +35,9 @@ impl Cache {
             // It is a slice of the frame that it came in, which may be many times as large and would live as long.
             *bytes = Bytes::copy_from_slice(bytes);
         }
-        self.bytes += entry_bytes(&entry);
+        let bytes = entry_bytes(&entry);
+        self.bytes += bytes;
+        self.fill.increment(bytes as f64);
         self.entries.push_back(entry);
         while self.bytes > self.bytes_max {
             self.pop_front();
@@ -72,7 +77,7 @@ impl Cache {
             .is_some_and(|entry| entry.log_id.index >= from)
         {
             if let Some(entry) = self.entries.pop_back() {
-                self.bytes -= entry_bytes(&entry);
+                self.took_out(&entry);
             }
         }
     }
@@ -83,8 +88,20 @@ impl Cache {
 
     fn pop_front(&mut self) {
         if let Some(entry) = self.entries.pop_front() {
-            self.bytes -= entry_bytes(&entry);
+            self.took_out(&entry);
         }
+    }
+
+    fn took_out(&mut self, entry: &Entry) {
+        let bytes = entry_bytes(entry);
+        self.bytes -= bytes;
+        self.fill.decrement(bytes as f64);
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.fill.decrement(self.bytes as f64);
     }
 }
 

@@ -169,6 +169,8 @@ pub(crate) fn limits() -> Limits {
         chains_max: 16,
         devices_max: 10,
         outbox_rows_max: 100_000,
+        receipt_bytes_max: 1 << 20,
+        receipt_age_max_ms: 30 * DAY_MS,
     }
 }
 

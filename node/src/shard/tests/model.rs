@@ -182,7 +182,9 @@ impl Model {
     fn status(&self, place: &Place) -> Status {
         let message = &self.messages[place];
         let user = &self.users[&place.0];
+        // A mark beyond what is delivered waits for it.
         let read = user.read.get(&message.from).copied().unwrap_or(0);
+        let read = read.min(self.unacked_from(&place.0) - 1);
         if message.expired {
             Status::Expired
         } else if place.1 == user.incarnation && place.2 <= read {
@@ -228,7 +230,6 @@ impl Model {
         incarnation: u64,
         seq: u64,
     ) -> Result<(), Code> {
-        let told = self.unacked_from(name);
         let user = self.user(name).ok_or(Code::Unauthenticated)?;
         let known = user.devices.iter().find(|d| d.device == device);
         let known = known.ok_or(Code::Unauthenticated)?;
@@ -239,7 +240,7 @@ impl Model {
             return Err(Code::NotDelivered);
         }
         let mark = user.read.entry(from.to_owned()).or_default();
-        *mark = (*mark).max(seq.min(told - 1));
+        *mark = (*mark).max(seq);
         Ok(())
     }
 

@@ -3,10 +3,10 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use roost::session::Frames;
 use roost_chaos_tests::history::{Device, Place};
-use roost_proto::v1::{
-    ClientFrame, Cursor, Hello, ServerFrame, Welcome, client_frame, server_frame,
-};
+use roost_proto::v1::{ClientFrame, Cursor, Hello, Welcome, client_frame, server_frame};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,7 +29,7 @@ pub(super) struct Account {
 /// A session, from the client's side. Dropping it is hanging up.
 pub(super) struct Line {
     to_node: mpsc::Sender<Result<ClientFrame, Infallible>>,
-    from_node: mpsc::Receiver<ServerFrame>,
+    from_node: Frames,
     node_died: CancellationToken,
 }
 
@@ -42,8 +42,7 @@ pub(super) async fn connect(
 ) -> Option<(Line, Welcome)> {
     let (sessions, node_died) = stage.cluster.door(node)?;
     let (to_node, incoming) = mpsc::channel(FRAMES_MAX);
-    let (outgoing, from_node) = mpsc::channel(sessions.outgoing_frames_max());
-    sessions.spawn(ReceiverStream::new(incoming), outgoing);
+    let from_node = sessions.spawn(ReceiverStream::new(incoming));
     let mut line = Line {
         to_node,
         from_node,
@@ -86,7 +85,7 @@ impl Line {
         tokio::select! {
             biased;
             () = self.node_died.cancelled() => None,
-            frame = self.from_node.recv() => frame.and_then(|frame| frame.frame),
+            frame = self.from_node.next() => frame.and_then(|frame| frame.frame),
         }
     }
 }

@@ -12,7 +12,7 @@ use roost::peer::Peers;
 use roost::peer::memory::Network;
 use roost::raft::Keep;
 use roost::replica::clock::{Vitals, WallClock};
-use roost::replica::{Context, Replicas};
+use roost::replica::{Context, OutboxSignals, Replicas};
 use roost::router::placement::Placement;
 use roost::router::{Router, outbox};
 use roost::session::Sessions;
@@ -22,7 +22,7 @@ use roost::storage::syncer::Syncer;
 use roost::storage::{Batch, Column, Read as _, Store, value};
 use roost::types::{NodeId, ReplicaId, ShardId};
 use roost_proto::storage::{ClusterState, LocalReplica, NodeRecord, Plan, ReplicaState};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -213,7 +213,7 @@ impl Cluster {
         let peers: Arc<dyn Peers> = Arc::new(links.clone());
         let vitals = Arc::new(Vitals::default());
         let store: Arc<dyn Store> = Arc::new(disk.clone());
-        let (outbox_signal, outbox_signals) = mpsc::unbounded_channel();
+        let outbox_signals = Arc::new(OutboxSignals::default());
         let disk_low: Arc<dyn Fn() -> bool + Send + Sync> = Arc::new(|| false);
         let cluster_changed: Arc<dyn Fn(ClusterState) + Send + Sync> =
             Arc::new(move |cluster| hear(&known, &cluster));
@@ -229,7 +229,7 @@ impl Cluster {
             shards: SHARDS,
             disk_low: Arc::clone(&disk_low),
             feature_level: Arc::new(|_| roost::versions::FEATURE_LEVEL),
-            outbox: outbox_signal,
+            outbox: Arc::clone(&outbox_signals),
             cluster_changed: Arc::clone(&cluster_changed),
         }));
         let service = Arc::new(PeerService::new(

@@ -225,21 +225,27 @@ impl<'a> Sender<'a> {
         }
     }
 
+    /// What became of what is not read yet.
+    fn ask(&self, line: &Line) {
+        let open = |state| matches!(state, State::Accepted(_, tick) if tick < Tick::Read);
+        self.again(line, open);
+    }
+
     fn on_frame(&mut self, line: &Line, frame: server_frame::Frame) -> Turn {
         match frame {
             server_frame::Frame::Answer(answer) => self.on_answer(answer),
             server_frame::Frame::Receipts(receipts) => {
+                if receipts.missed_up_to > 0 {
+                    self.ask(line);
+                }
                 for receipt in receipts.receipts {
                     self.on_receipt(&receipt);
                 }
                 Turn::GoOn
             }
-            // Receipts written before this were not seen: ask.
+            // Receipts written before this were not seen. What is written from now on is, also while the leader changes.
             server_frame::Frame::Watching(_) => {
-                self.again(
-                    line,
-                    |state| matches!(state, State::Accepted(_, tick) if tick < Tick::Read),
-                );
+                self.ask(line);
                 Turn::GoOn
             }
             server_frame::Frame::Goodbye(goodbye) => {
