@@ -41,8 +41,10 @@ impl Calling {
         bounds: &config::Peer,
         closed: CancellationToken,
     ) -> (Arc<Self>, Frames) {
+        // Bounded by `peer.open_calls_max`: a call holds its credit; grants and detaches by the pushes and attachments that
+        // they answer.
         let (outgoing, queue) = mpsc::unbounded_channel();
-        // Only the serving side pushes.
+        // Bounded by nobody's sending: only the serving side pushes.
         let (_, pushes) = mpsc::unbounded_channel();
         let frames = Frames::new(queue, pushes, closed.clone(), bounds);
         let calling = Self {

@@ -185,6 +185,7 @@ impl Network {
         mut frames: impl Stream<Item = Frame> + Send + Unpin + 'static,
         closed: CancellationToken,
     ) -> mpsc::UnboundedReceiver<(Instant, Frame)> {
+        // Bounded by what covers the messages in the frames.
         let (sent, arriving) = mpsc::unbounded_channel();
         let network = self.clone();
         tokio::spawn(async move {

@@ -50,7 +50,10 @@ impl Serving {
         bounds: &config::Peer,
         closed: CancellationToken,
     ) -> (Self, Frames) {
+        // Bounded by `peer.open_calls_max`: a reply holds its call's credit until it has left, and a refusal for want of
+        // credit that of its caller.
         let (outgoing, queue) = mpsc::unbounded_channel();
+        // Bounded by the windows of the link's attachments, `replica.attachments_max` of each shard.
         let (pushes, pushed) = mpsc::unbounded_channel();
         let frames = Frames::new(queue, pushed, closed.clone(), bounds);
         let serving = Self {

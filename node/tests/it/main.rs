@@ -4,3 +4,4 @@
 mod determinism;
 mod layers;
 mod simulation;
+mod unbounded;
