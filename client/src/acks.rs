@@ -1,7 +1,7 @@
 //! The cumulative acknowledgement: one on its way at a time, the newest wish next, until it is committed.
 
 use roost_proto::v1;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
@@ -27,7 +27,8 @@ pub(crate) struct Acks {
     receipts_sent: Option<u64>,
     not_before: Option<Instant>,
     backoff: Backoff,
-    waiting: Vec<(Cursor, Reply)>,
+    /// Bounded by the permits.
+    waiting: Vec<(Cursor, Reply, OwnedSemaphorePermit)>,
 }
 
 impl Acks {
@@ -72,8 +73,8 @@ impl Acks {
     }
 
     /// Answers once everything up to `cursor` is committed.
-    pub(crate) fn wait(&mut self, cursor: Cursor, reply: Reply) {
-        self.waiting.push((cursor, reply));
+    pub(crate) fn wait(&mut self, cursor: Cursor, reply: Reply, permit: OwnedSemaphorePermit) {
+        self.waiting.push((cursor, reply, permit));
         self.settle();
     }
 
@@ -139,7 +140,7 @@ impl Acks {
     }
 
     pub(crate) fn fail(&mut self, error: &Error) {
-        for (_, reply) in self.waiting.drain(..) {
+        for (_, reply, _) in self.waiting.drain(..) {
             let _ = reply.send(Err(error.clone()));
         }
     }
@@ -156,7 +157,7 @@ impl Acks {
     }
 
     fn settle(&mut self) {
-        for (cursor, reply) in std::mem::take(&mut self.waiting) {
+        for (cursor, reply, permit) in std::mem::take(&mut self.waiting) {
             match (&self.committed, &self.refused) {
                 (Some(committed), _) if *committed >= cursor => {
                     let _ = reply.send(Ok(*committed));
@@ -164,7 +165,7 @@ impl Acks {
                 (_, Some((refused, refusal))) if *refused >= cursor => {
                     let _ = reply.send(Err(Error::Refused(refusal.clone())));
                 }
-                _ => self.waiting.push((cursor, reply)),
+                _ => self.waiting.push((cursor, reply, permit)),
             }
         }
     }

@@ -7,12 +7,13 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use roost_proto::v1::Status;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{AcquireError, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use crate::acks::Wanted;
+use crate::bounds::Bound;
 use crate::driver::{Caller, Command, Driver, Standing};
 use crate::error::{Error, Trouble};
 use crate::message::{Answer, Cursor, Event, Incoming, Outgoing, Receipt};
@@ -29,6 +30,10 @@ const RECEIPTS_MAX: usize = 4096;
 const EVENTS_MAX: usize = 256;
 /// Read marks without an answer; beyond it [`Client::mark_read`] waits.
 const READS_MAX: usize = 1024;
+/// The same for one conversation.
+const CONVERSATION_READS_MAX: usize = 256;
+/// Callers that wait for an acknowledgement; beyond it [`Client::acked`] waits for its turn first.
+const ACKED_MAX: usize = 1024;
 
 /// A device's session with the cluster. Dropping it ends the session at once; [`close`](Self::close) flushes first.
 #[derive(Debug)]
@@ -40,9 +45,10 @@ pub struct Client {
     events: broadcast::WeakSender<Event>,
     standing: watch::Receiver<Standing>,
     trouble: watch::Receiver<Option<Trouble>>,
-    pending: Arc<Semaphore>,
-    open: Arc<Semaphore>,
-    reads: Arc<Semaphore>,
+    pending: Bound,
+    open: Bound,
+    reads: Bound,
+    acked: Arc<Semaphore>,
     watches: bool,
     _task: DropGuard,
 }
@@ -70,9 +76,10 @@ impl Client {
             events: events.downgrade(),
             standing,
             trouble,
-            pending: Arc::new(Semaphore::new(options.pending_max)),
-            open: Arc::new(Semaphore::new(options.open_max)),
-            reads: Arc::new(Semaphore::new(READS_MAX)),
+            pending: Bound::new(options.pending_max, options.conversation_pending_max),
+            open: Bound::new(options.open_max, options.conversation_open_max),
+            reads: Bound::new(READS_MAX, CONVERSATION_READS_MAX),
+            acked: Arc::new(Semaphore::new(ACKED_MAX)),
             watches: options.watch,
             _task: dropped.clone().drop_guard(),
         };
@@ -124,8 +131,16 @@ impl Client {
         self.trouble.borrow().clone()
     }
 
-    /// Hands a message to the client; waits while `pending_max` are unanswered. Messages to one recipient go in the
-    /// order in which these calls return. The handle is the answer to come; the message is sent also without it.
+    /// Waits until something stands in the way, and says what; `None` when the client is over.
+    pub async fn troubled(&self) -> Option<Trouble> {
+        let mut trouble = self.trouble.clone();
+        let trouble = trouble.wait_for(Option::is_some).await;
+        trouble.ok().and_then(|trouble| trouble.clone())
+    }
+
+    /// Hands a message to the client; waits while `pending_max` are unanswered, or `conversation_pending_max` of this
+    /// recipient. Messages to one recipient go in the order in which these calls return. The handle is the answer to
+    /// come; the message is sent also without it.
     ///
     /// # Errors
     /// When the client is over.
@@ -135,11 +150,12 @@ impl Client {
         body: impl Into<Bytes>,
         options: SendOptions,
     ) -> Result<SendHandle, Error> {
-        let permit = self.permit(&self.pending).await?;
+        let to = to.into();
+        let permit = self.unless_ended(self.pending.room(&to)).await?;
         let id = options.id.unwrap_or_else(|| Uuid::new_v4().to_string());
         let message = Outgoing {
             id: id.clone(),
-            to: to.into(),
+            to,
             kind: options.kind,
             body: body.into(),
             ttl_ms: options.ttl.map_or(0, |ttl| {
@@ -171,7 +187,7 @@ impl Client {
                 "only a client that watches sees receipts".to_owned(),
             ));
         }
-        let permit = self.permit(&self.open).await?;
+        let permit = self.unless_ended(self.open.room(&answer.to)).await?;
         let (reply, settled) = oneshot::channel();
         self.command(Command::WaitStatus(answer.clone(), status, reply, permit))
             .await?;
@@ -223,8 +239,11 @@ impl Client {
     /// # Errors
     /// When it was refused for good, or the client is over.
     pub async fn acked(&self, cursor: Cursor) -> Result<Cursor, Error> {
+        let acked = Arc::clone(&self.acked);
+        let permit = self.unless_ended(acked.acquire_owned()).await?;
         let (reply, committed) = oneshot::channel();
-        self.command(Command::WaitAcked(cursor, reply)).await?;
+        self.command(Command::WaitAcked(cursor, reply, permit))
+            .await?;
         self.reply(committed).await
     }
 
@@ -234,9 +253,10 @@ impl Client {
     /// # Errors
     /// When it was refused for good, or the client is over.
     pub async fn mark_read(&self, from: impl Into<String>, up_to: Cursor) -> Result<Cursor, Error> {
-        let permit = self.permit(&self.reads).await?;
+        let from = from.into();
+        let permit = self.unless_ended(self.reads.room(&from)).await?;
         let (reply, marked) = oneshot::channel();
-        self.command(Command::Read(from.into(), up_to, reply, permit))
+        self.command(Command::Read(from, up_to, reply, permit))
             .await?;
         self.reply(marked).await
     }
@@ -251,9 +271,12 @@ impl Client {
         }
     }
 
-    async fn permit(&self, semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> {
+    async fn unless_ended<T>(
+        &self,
+        room: impl Future<Output = Result<T, AcquireError>>,
+    ) -> Result<T, Error> {
         tokio::select! {
-            permit = Arc::clone(semaphore).acquire_owned() => permit.map_err(|_| Error::Closed),
+            room = room => room.map_err(|_| Error::Closed),
             error = self.ended() => Err(error),
         }
     }

@@ -11,24 +11,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::acks::{self, Wanted};
 use crate::backoff::Backoff;
+use crate::bounds::Permit;
 use crate::connection::{Connection, Failure, of_goodbye, of_status};
 use crate::error::{Error, Trouble};
 use crate::message::{Answer, Cursor, Event, Incoming, Outgoing, Receipt};
 use crate::options::Options;
 use crate::servers::Servers;
 use crate::state::{Effect, State};
-use crate::{pipeline, reads, ticks};
+use crate::{conversation, reads, ticks};
 
 /// How long the last frames may take to leave when the client closes.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// What the caller asks of the task. Each holds a permit of its kind, or the channel itself bounds it.
+/// What the caller asks of the task. Each that has to wait there holds a permit of its kind.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Send(Outgoing, pipeline::Reply, OwnedSemaphorePermit),
-    Read(String, Cursor, reads::Reply, OwnedSemaphorePermit),
-    WaitStatus(Answer, Status, ticks::Reply, OwnedSemaphorePermit),
-    WaitAcked(Cursor, acks::Reply),
+    Send(Outgoing, conversation::Reply, Permit),
+    Read(String, Cursor, reads::Reply, Permit),
+    WaitStatus(Answer, Status, ticks::Reply, Permit),
+    WaitAcked(Cursor, acks::Reply, OwnedSemaphorePermit),
     Close(oneshot::Sender<()>),
 }
 
@@ -341,7 +342,7 @@ impl Driver {
     fn command(&mut self, command: Command) {
         match command {
             Command::Send(message, reply, permit) => {
-                self.state.pipeline.push(message, reply, Some(permit));
+                self.state.pipeline.push(message, reply, permit);
             }
             Command::Read(from, up_to, reply, permit) => {
                 self.state.reads.push(from, up_to, reply, permit);
@@ -349,7 +350,9 @@ impl Driver {
             Command::WaitStatus(answer, status, reply, permit) => {
                 self.state.ticks.wait(answer, status, reply, permit);
             }
-            Command::WaitAcked(cursor, reply) => self.state.acks.wait(cursor, reply),
+            Command::WaitAcked(cursor, reply, permit) => {
+                self.state.acks.wait(cursor, reply, permit);
+            }
             Command::Close(reply) => {
                 let deadline = Instant::now() + self.options.close_timeout;
                 self.closing

@@ -9,14 +9,20 @@
 //! It promises, while the process lives: order per conversation, every answer once, every entry once. It never drops
 //! anything silently, never retries under another id, and keeps nothing on disk but [`Credentials`].
 //!
+//! Nothing in it grows without end: [`Options`] names what callers may have in hand, in all and of one conversation, and
+//! the server's greeting what may be on its way. A conversation that stands still fills its own share and no other's.
+//!
 //! Inside, the state of a session is pure and moved by frames and instants (`state`, made of `pipeline`, `inbox`, `acks`,
 //! `reads` and `ticks`); `driver` owns the task, the connection and the clock.
 
 mod acks;
 mod admin;
 mod backoff;
+mod bounds;
 mod client;
+mod clock;
 mod connection;
+mod conversation;
 mod credentials;
 mod driver;
 mod error;
@@ -24,6 +30,7 @@ mod inbox;
 mod message;
 mod options;
 mod pipeline;
+mod questions;
 mod reads;
 mod servers;
 mod state;
@@ -31,6 +38,8 @@ mod streams;
 #[cfg(test)]
 mod tests;
 mod ticks;
+mod turns;
+mod window;
 
 pub use admin::{Admin, AdminError};
 pub use client::{Client, SendHandle};

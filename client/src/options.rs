@@ -23,9 +23,13 @@ pub struct Options {
     pub software: String,
     /// Messages handed to the client and not answered, at most; beyond it [`send`](crate::Client::send) waits.
     pub pending_max: usize,
+    /// The same for messages to one recipient, so that a conversation that stands still leaves room for the others.
+    pub conversation_pending_max: usize,
     /// Messages whose delivery is waited for, at most; beyond it
     /// [`wait_status`](crate::Client::wait_status) waits for room first.
     pub open_max: usize,
+    /// The same for messages to one recipient.
+    pub conversation_open_max: usize,
     /// For a connection with its greeting.
     pub connect_timeout: Duration,
     /// A ping goes out when the server was silent this long.
@@ -52,7 +56,9 @@ impl Options {
             watch: false,
             software: concat!("roost-client/", env!("CARGO_PKG_VERSION")).to_owned(),
             pending_max: 1024,
+            conversation_pending_max: 256,
             open_max: 16_384,
+            conversation_open_max: 4096,
             connect_timeout: Duration::from_secs(3),
             ping_after: Duration::from_secs(3),
             silence_max: Duration::from_secs(8),
@@ -86,8 +92,16 @@ impl Options {
         if self.servers.is_empty() {
             return wrong("name at least one server");
         }
-        if self.pending_max == 0 || self.open_max == 0 {
-            return wrong("pending_max and open_max are at least 1");
+        let bounds = [
+            self.pending_max,
+            self.conversation_pending_max,
+            self.open_max,
+            self.conversation_open_max,
+        ];
+        if bounds.contains(&0) {
+            return wrong(
+                "pending_max, open_max and their shares for one conversation are at least 1",
+            );
         }
         if self.silence_max <= self.ping_after {
             return wrong("silence_max is longer than ping_after");

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use roost_proto::v1;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::bounds::Permit;
 use crate::error::{Error, Refusal};
 use crate::message::Cursor;
 
@@ -24,7 +25,7 @@ struct Conversation {
     in_flight: Option<Cursor>,
     not_before: Option<Instant>,
     backoff: Backoff,
-    waiting: Vec<(Cursor, Reply, OwnedSemaphorePermit)>,
+    waiting: Vec<(Cursor, Reply, Permit)>,
 }
 
 impl Conversation {
@@ -62,13 +63,7 @@ impl Reads {
         }
     }
 
-    pub(crate) fn push(
-        &mut self,
-        from: String,
-        up_to: Cursor,
-        reply: Reply,
-        permit: OwnedSemaphorePermit,
-    ) {
+    pub(crate) fn push(&mut self, from: String, up_to: Cursor, reply: Reply, permit: Permit) {
         let backoff = self.backoff;
         self.conversations
             .entry(from)

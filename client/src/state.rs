@@ -6,13 +6,16 @@ use tokio::time::Instant;
 
 use crate::acks::{Acks, Wanted};
 use crate::backoff::Backoff;
+use crate::clock::ServerClock;
+use crate::conversation::Taken;
 use crate::error::{Error, Refusal};
 use crate::inbox::Inbox;
 use crate::message::{Cursor, Event, Receipt};
 use crate::options::Options;
-use crate::pipeline::{Pipeline, ServerClock, Taken};
+use crate::pipeline::Pipeline;
 use crate::reads::Reads;
 use crate::ticks::Ticks;
+use crate::window::Window;
 
 /// What a frame asks of the driver.
 #[derive(Debug)]
@@ -49,7 +52,8 @@ pub(crate) struct State {
     /// The server attaches this session when something has come that shows that we have its greeting.
     unheard: bool,
     clock: Option<ServerClock>,
-    in_flight_max: usize,
+    /// Messages and questions on their way.
+    window: Window,
     /// When an answer came, or the first question since went out.
     answered_at: Instant,
     nonce: u64,
@@ -75,7 +79,7 @@ impl State {
             client_epoch: None,
             unheard: false,
             clock: None,
-            in_flight_max: 1,
+            window: Window::new(),
             answered_at: now,
             nonce: 0,
             heard_at: now,
@@ -100,7 +104,8 @@ impl State {
             server_ms: welcome.server_time_ms,
             at: now,
         });
-        self.in_flight_max = (welcome.in_flight_max as usize).max(1);
+        self.window
+            .limit(welcome.in_flight_max, welcome.conversation_in_flight_max);
         if welcome.body_bytes_max > 0 {
             self.pipeline.limit_bodies(welcome.body_bytes_max as usize);
         }
@@ -115,6 +120,7 @@ impl State {
 
     pub(crate) fn disconnected(&mut self) {
         self.clock = None;
+        self.window.clear();
         self.pipeline.disconnected();
         self.acks.disconnected();
         self.reads.disconnected();
@@ -173,18 +179,24 @@ impl State {
 
     fn answer(&mut self, answer: v1::SendAnswer, now: Instant) -> Effect {
         self.answered_at = now;
-        if self.ticks.is_asking(&answer.to, &answer.id) {
-            return match self.ticks.answer(answer, now) {
+        let to = answer.to.clone();
+        let effect = if self.ticks.is_asking(&to, &answer.id) {
+            match self.ticks.answer(answer, now) {
                 Some(refusal) => Effect::Refused(refusal),
                 None => Effect::Progress,
-            };
-        }
-        match self.pipeline.answer(answer, now) {
-            Taken::Stray => Effect::None,
-            Taken::Settled => Effect::Progress,
-            Taken::Retry(refusal) => Effect::Refused(refusal),
-            Taken::Remeasure(refusal) => Effect::Reconnect(refusal.to_string()),
-        }
+            }
+        } else {
+            match self.pipeline.answer(answer, now) {
+                Taken::Stray => return Effect::None,
+                Taken::Settled => Effect::Progress,
+                Taken::Retry(refusal) => Effect::Refused(refusal),
+                Taken::Remeasure(refusal) => Effect::Reconnect(refusal.to_string()),
+            }
+        };
+        self.window.answered(&to);
+        self.pipeline.resume(&to);
+        self.ticks.resume(&to);
+        effect
     }
 
     /// Whether [`next`](Self::next) would find something to say.
@@ -193,7 +205,8 @@ impl State {
         self.clock.is_some()
             && (self.acks_now(now)
                 || self.reads.has_next(committed, now)
-                || (self.has_room() && (self.pipeline.has_next(now) || self.ticks.has_next(now)))
+                || self.pipeline.has_next(now, &self.window)
+                || self.ticks.has_next(now, &self.window)
                 || self.ping_is_due(now))
     }
 
@@ -228,18 +241,17 @@ impl State {
     }
 
     fn next_send(&mut self, now: Instant, clock: ServerClock) -> Option<v1::Send> {
-        if !self.has_room() {
-            return None;
+        let idle = self.window.total() == 0;
+        let (pipeline, window) = (&mut self.pipeline, &mut self.window);
+        let mut send = pipeline.next(now, clock, self.ticks.watch(), window);
+        if send.is_none() {
+            let is_being_sent = |to: &str, id: &str| pipeline.is_in_flight(to, id);
+            send = self.ticks.next(now, window, is_being_sent);
         }
-        let idle = self.in_flight() == 0;
-        let pipeline = &mut self.pipeline;
-        let send = pipeline
-            .next(now, clock, self.ticks.watch())
-            .or_else(|| self.ticks.next(now, |to, id| pipeline.is_in_flight(to, id)))?;
         if idle {
             self.answered_at = now;
         }
-        Some(send)
+        send
     }
 
     /// When there may be something to say, or to give up, though nothing comes in.
@@ -250,7 +262,7 @@ impl State {
             self.acks.wakes_at(),
             self.reads.wakes_at(),
             self.ticks.wakes_at(),
-            (self.in_flight() > 0).then(|| self.answered_at + self.options.answer_timeout),
+            (self.window.total() > 0).then(|| self.answered_at + self.options.answer_timeout),
             Some(self.ping_at()),
         ];
         let silent = self.heard_at + self.options.silence_max;
@@ -265,7 +277,7 @@ impl State {
         if now >= self.heard_at + self.options.silence_max {
             return Some("the server fell silent");
         }
-        (self.in_flight() > 0 && now >= self.answered_at + self.options.answer_timeout)
+        (self.window.total() > 0 && now >= self.answered_at + self.options.answer_timeout)
             .then_some("the server does not answer what is sent")
     }
 
@@ -276,14 +288,6 @@ impl State {
 
     fn acks_now(&self, now: Instant) -> bool {
         self.attached && (self.acks.has_next(now) || self.acks.has_receipts())
-    }
-
-    fn in_flight(&self) -> usize {
-        self.pipeline.in_flight() + self.ticks.asking()
-    }
-
-    fn has_room(&self) -> bool {
-        self.in_flight() < self.in_flight_max
     }
 
     fn ping_is_due(&self, now: Instant) -> bool {

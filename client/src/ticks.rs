@@ -6,15 +6,18 @@
 //! sent during that watch needs no asking. All others are asked about, and until the answer comes no receipt counts for
 //! them: a mark speaks only of what had not been reported expired before.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use roost_proto::v1::{self, Status};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::bounds::Permit;
 use crate::error::{Error, Refusal};
 use crate::message::{Answer, Cursor, Receipt};
+use crate::questions::Questions;
+use crate::window::Window;
 
 /// Conversations whose receipts are kept; beyond it all are forgotten and what is open is asked about.
 const MARKS_MAX: usize = 4096;
@@ -27,33 +30,20 @@ pub(crate) type Reply = oneshot::Sender<Result<Answer, Error>>;
 pub(crate) struct Ticks {
     /// Open messages by (recipient, id).
     open: HashMap<(String, String), Open>,
-    /// Open messages to be asked about.
-    ask: VecDeque<(String, String)>,
-    asking: usize,
+    questions: Questions,
     /// What receipts said during this watch, by (peer, incarnation).
     marks: HashMap<(String, u64), Marks>,
     /// Rises with every watch; `watching` says whether one is on.
     watch: u64,
     watching: bool,
-    not_before: Option<Instant>,
-    backoff: Backoff,
 }
 
 #[derive(Debug)]
 struct Open {
     answer: Answer,
-    waiting: Vec<(Status, Reply, OwnedSemaphorePermit)>,
-    asked: Asked,
+    waiting: Vec<(Status, Reply, Permit)>,
     /// Its status was known at a moment of the present watch: receipts settle it.
     covered: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
-    No,
-    Queued,
-    /// During this watch.
-    InFlight(u64),
 }
 
 #[derive(Debug, Default)]
@@ -81,13 +71,10 @@ impl Ticks {
     pub(crate) fn new(backoff: Backoff) -> Self {
         Self {
             open: HashMap::new(),
-            ask: VecDeque::new(),
-            asking: 0,
+            questions: Questions::new(backoff),
             marks: HashMap::new(),
             watch: 0,
             watching: false,
-            not_before: None,
-            backoff,
         }
     }
 
@@ -97,19 +84,12 @@ impl Ticks {
     }
 
     /// Waits until the message has come as far as `status`, or never will.
-    pub(crate) fn wait(
-        &mut self,
-        answer: Answer,
-        status: Status,
-        reply: Reply,
-        permit: OwnedSemaphorePermit,
-    ) {
+    pub(crate) fn wait(&mut self, answer: Answer, status: Status, reply: Reply, permit: Permit) {
         let key = (answer.to.clone(), answer.id.clone());
         let covered = self.watching && answer.origin.watch == self.watch;
         let open = self.open.entry(key.clone()).or_insert_with(|| Open {
             answer: answer.clone(),
             waiting: Vec::new(),
-            asked: Asked::No,
             covered: false,
         });
         open.covered |= covered;
@@ -123,7 +103,7 @@ impl Ticks {
         if open.waiting.is_empty() {
             self.remove(&key);
         } else if !covered {
-            self.enqueue(&key);
+            self.questions.push(&key.0, &key.1);
         }
     }
 
@@ -175,76 +155,62 @@ impl Ticks {
         }
     }
 
-    pub(crate) fn has_next(&self, now: Instant) -> bool {
-        self.watching && !self.ask.is_empty() && self.not_before.is_none_or(|until| until <= now)
+    pub(crate) fn has_next(&mut self, now: Instant, window: &Window) -> bool {
+        self.watching && self.questions.has_next(now, window)
     }
 
     pub(crate) fn wakes_at(&self) -> Option<Instant> {
-        self.not_before.filter(|_| !self.ask.is_empty())
+        self.questions.wakes_at()
     }
 
-    /// Questions on their way.
-    pub(crate) fn asking(&self) -> usize {
-        self.asking
-    }
-
-    /// The next question. Its body is empty: the server either knows the id, or knows its position as taken.
+    /// The next question, which counts in `window`. Its body is empty: the server either knows the id, or knows its
+    /// position as taken.
     pub(crate) fn next(
         &mut self,
         now: Instant,
-        in_flight: impl Fn(&str, &str) -> bool,
+        window: &mut Window,
+        is_being_sent: impl Fn(&str, &str) -> bool,
     ) -> Option<v1::Send> {
-        while self.has_next(now) {
-            let key = self.ask.pop_front()?;
-            let Some(open) = self.open.get_mut(&key) else {
-                continue;
-            };
-            if in_flight(&key.0, &key.1) {
-                // The same message is being sent; its answer would be mistaken for ours.
-                self.ask.push_back(key);
-                self.not_before = Some(now + self.backoff.pause());
-                return None;
-            }
-            open.asked = Asked::InFlight(self.watch);
-            self.asking += 1;
-            let origin = open.answer.origin;
-            return Some(v1::Send {
-                id: key.1,
-                to: key.0,
-                chain: origin.chain,
-                position: origin.position,
-                kind: origin.kind,
-                body: bytes::Bytes::new(),
-                sent_at_ms: origin.sent_at_ms,
-                ttl_ms: 0,
-            });
+        if !self.watching {
+            return None;
         }
-        None
+        let (to, id) = self
+            .questions
+            .next(now, self.watch, window, is_being_sent)?;
+        let key = (to.to_string(), id);
+        let origin = self.open.get(&key)?.answer.origin;
+        let (to, id) = key;
+        Some(v1::Send {
+            id,
+            to,
+            chain: origin.chain,
+            position: origin.position,
+            kind: origin.kind,
+            body: bytes::Bytes::new(),
+            sent_at_ms: origin.sent_at_ms,
+            ttl_ms: 0,
+        })
     }
 
     /// Whether this answer is to a question of ours.
     pub(crate) fn is_asking(&self, to: &str, id: &str) -> bool {
-        self.asking > 0
-            && self
-                .open
-                .get(&(to.to_owned(), id.to_owned()))
-                .is_some_and(|open| matches!(open.asked, Asked::InFlight(_)))
+        self.questions.is_asked(to, id)
     }
 
     /// The refusal, if the question is to be asked again.
     pub(crate) fn answer(&mut self, answer: v1::SendAnswer, now: Instant) -> Option<Refusal> {
         let key = (answer.to.clone(), answer.id.clone());
-        let open = self.open.get_mut(&key)?;
-        let current = open.asked == Asked::InFlight(self.watch);
-        open.asked = Asked::No;
-        self.asking -= 1;
+        let watch = self.questions.answered(&key.0, &key.1)?;
+        let Some(open) = self.open.get_mut(&key) else {
+            // Receipts were faster.
+            self.questions.progress(&key.0);
+            return None;
+        };
+        let current = watch == self.watch;
         let status = answer.status();
         match answer.error.map(Refusal::from) {
             Some(refusal) if refusal.retryable && !forgotten(refusal.code) => {
-                let pause = self.backoff.pause();
-                let pause = pause.max(refusal.retry_after.unwrap_or_default());
-                self.not_before = Some(now + pause);
-                self.enqueue(&key);
+                self.questions.again(&key.0, &key.1, &refusal, now);
                 return Some(refusal);
             }
             Some(refusal) => {
@@ -253,30 +219,32 @@ impl Ticks {
                 }
             }
             None => {
-                self.backoff.reset();
-                self.not_before = None;
                 open.answer.place = answer.place.map(Cursor::from).or(open.answer.place);
                 advance(open, status);
                 open.covered = current;
                 advance(open, marked(&self.marks, open));
             }
         }
-        if open.waiting.is_empty() {
+        let settled = open.waiting.is_empty();
+        self.questions.progress(&key.0);
+        if settled {
             self.remove(&key);
         } else if !current {
-            self.enqueue(&key);
+            self.questions.push(&key.0, &key.1);
         }
         None
     }
 
+    /// The window has room again for what goes to this recipient.
+    pub(crate) fn resume(&mut self, to: &str) {
+        self.questions.resume(to);
+    }
+
     pub(crate) fn disconnected(&mut self) {
         self.watching = false;
-        self.asking = 0;
-        self.not_before = None;
-        self.ask.clear();
+        self.questions.clear();
         self.marks.clear();
         for open in self.open.values_mut() {
-            open.asked = Asked::No;
             open.covered = false;
         }
     }
@@ -287,37 +255,20 @@ impl Ticks {
                 let _ = reply.send(Err(error.clone()));
             }
         }
-        self.ask.clear();
-        self.asking = 0;
+        self.questions.clear();
     }
 
     fn forget_marks(&mut self) {
         self.marks.clear();
-        for open in self.open.values_mut() {
+        for ((to, id), open) in &mut self.open {
             open.covered = false;
-        }
-        let keys: Vec<_> = self.open.keys().cloned().collect();
-        for key in keys {
-            self.enqueue(&key);
-        }
-    }
-
-    fn enqueue(&mut self, key: &(String, String)) {
-        if let Some(open) = self.open.get_mut(key)
-            && open.asked == Asked::No
-        {
-            open.asked = Asked::Queued;
-            self.ask.push_back(key.clone());
+            self.questions.push(to, id);
         }
     }
 
     fn remove(&mut self, key: &(String, String)) {
-        // An answer to a question that is still on its way finds nobody, so it no longer counts.
-        if let Some(open) = self.open.remove(key)
-            && matches!(open.asked, Asked::InFlight(_))
-        {
-            self.asking -= 1;
-        }
+        self.open.remove(key);
+        self.questions.forget(&key.0, &key.1);
     }
 }
 

@@ -62,6 +62,10 @@ pub fn set_bounds(config: &Config) {
             f64::from(config.session.in_flight_max),
         ),
         (
+            "session.conversation_in_flight_max",
+            f64::from(config.session.conversation_in_flight_max),
+        ),
+        (
             "session.window_entries",
             f64::from(config.session.window_entries),
         ),

@@ -17,6 +17,13 @@ async fn send(client: &Client, ids: &str) -> Vec<SendHandle> {
     handles
 }
 
+async fn send_to(client: &Client, to: &str, id: &str) -> SendHandle {
+    let options = SendOptions::default().id(id);
+    soon(client.send(to, "hello", options))
+        .await
+        .expect("taken")
+}
+
 async fn send_body(client: &Client, id: &str, body: &'static str) -> SendHandle {
     let options = SendOptions::default().id(id);
     soon(client.send("bob", body, options))
@@ -159,8 +166,7 @@ async fn conversations_stand_still_alone() {
     let mut overloaded = error(Code::Overloaded);
     overloaded.retry_after_ms = 600_000;
     session.refuse(&sends[0], overloaded).await;
-    let options = SendOptions::default().id("x");
-    let carol = client.send("carol", "hello", options).await.expect("taken");
+    let carol = send_to(&client, "carol", "x").await;
     let send = session.hear_send().await;
     assert_eq!((send.to.as_str(), send.position), ("carol", 1));
     session.accept(&send, 1).await;
@@ -199,6 +205,58 @@ async fn windows_are_kept() {
     session.accept(&last[0], 4).await;
     assert_eq!(answers(handles).await, "a:1 b:2 c:3");
     assert_eq!(answers(vec![fourth]).await, "d:4");
+}
+
+/// A conversation that gets no answers has its share of the server's window on its way, and others go on in the rest;
+/// with an answer it goes on too.
+#[tokio::test]
+async fn a_conversation_without_answers_leaves_room_in_the_window() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    let session = server.accept();
+    let handles = send(&client, "abcd").await;
+    let mut session = session.await;
+    session.welcome_sharing(3, 2).await;
+    let (words, sends) = session.hear_sends(2).await;
+    assert_eq!(words, "a1 b2");
+    session.hear_nothing_for(Duration::from_millis(60)).await;
+    for id in ["x", "y"] {
+        let carol = send_to(&client, "carol", id).await;
+        let send = session.hear_send().await;
+        assert_eq!((send.to.as_str(), send.id.as_str()), ("carol", id));
+        session.accept(&send, 1).await;
+        assert_eq!(answers(vec![carol]).await, format!("{id}:1"));
+    }
+    session.accept(&sends[0], 1).await;
+    let (words, _) = session.hear_sends(1).await;
+    assert_eq!(words, "c3");
+    drop(handles);
+}
+
+/// The same for what callers may hand over: who sends to another recipient does not wait.
+#[tokio::test]
+async fn a_conversation_without_answers_leaves_room_for_other_callers() {
+    let mut server = Server::start().await;
+    let client = Client::connect(Options {
+        pending_max: 3,
+        conversation_pending_max: 2,
+        ..server.options()
+    });
+    let client = client.expect("sound options");
+    let mut session = server.welcome().await;
+    let handles = send(&client, "ab").await;
+    let (_, sends) = session.hear_sends(2).await;
+    let third = client.send("bob", "hello", SendOptions::default().id("c"));
+    tokio::pin!(third);
+    let early = tokio::time::timeout(Duration::from_millis(60), &mut third).await;
+    assert!(early.is_err(), "the third to Bob waits for room");
+    let carol = send_to(&client, "carol", "x").await;
+    let send = session.hear_send().await;
+    session.accept(&send, 1).await;
+    assert_eq!(answers(vec![carol]).await, "x:1");
+    session.accept(&sends[0], 1).await;
+    let third = soon(third).await.expect("taken");
+    drop((handles, third));
 }
 
 /// Two callers, one id: one message on the wire, the same answer for both.

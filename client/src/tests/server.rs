@@ -127,8 +127,9 @@ pub(super) fn options(servers: Vec<String>) -> Options {
 }
 
 impl Session {
+    /// With a window of which one conversation may have all.
     pub(super) async fn welcome(&self, in_flight_max: u32, committed: u64) {
-        self.welcome_as(in_flight_max, committed, None).await;
+        self.greet(in_flight_max, 0, committed, None).await;
     }
 
     /// Greeted as a session of this epoch.
@@ -138,12 +139,28 @@ impl Session {
         committed: u64,
         epoch: Option<v1::Epoch>,
     ) {
+        self.greet(in_flight_max, 0, committed, epoch).await;
+    }
+
+    /// With a window of which one conversation may have this share.
+    pub(super) async fn welcome_sharing(&self, in_flight_max: u32, conversation: u32) {
+        self.greet(in_flight_max, conversation, 0, None).await;
+    }
+
+    async fn greet(
+        &self,
+        in_flight_max: u32,
+        conversation: u32,
+        committed: u64,
+        epoch: Option<v1::Epoch>,
+    ) {
         self.say(server_frame::Frame::Welcome(v1::Welcome {
             epoch,
             node: "node-1".to_owned(),
             server_time_ms: 1_000_000,
             cursor: Some(place(committed)),
             in_flight_max,
+            conversation_in_flight_max: conversation,
             body_bytes_max: 10,
             ..v1::Welcome::default()
         }))

@@ -1,5 +1,7 @@
 //! Waiting for delivered and read.
 
+use std::time::Duration;
+
 use roost_proto::v1::{self, Status, server_frame};
 
 use super::server::{Server, Session, error, place, soon};
@@ -96,6 +98,74 @@ async fn each_watch_asks_about_what_is_open() {
         session
     };
     let (settled, _session) = tokio::join!(wait, serve);
+    assert_eq!(settled.expect("settled").status, Status::Delivered);
+}
+
+/// A conversation whose questions get no answer, or a refusal, holds up its own questions only.
+#[tokio::test]
+async fn questions_wait_in_their_own_conversation() {
+    let (mut server, client, mut session) = watching().await;
+    let mut open = Vec::new();
+    for (to, id) in [("bob", "a"), ("bob", "b"), ("bob", "c"), ("carol", "x")] {
+        let options = SendOptions::default().id(id);
+        let handle = client.send(to, "hello", options).await.expect("taken");
+        let send = session.hear_send().await;
+        session.accept(&send, 1).await;
+        open.push(soon(handle).await.expect("accepted"));
+    }
+    drop(session);
+    let mut session = server.accept().await;
+    session.welcome_sharing(3, 2).await;
+    session.watching().await;
+    let waits = open
+        .iter()
+        .map(|answer| client.wait_status(answer, Status::Delivered));
+    let mut waits: Vec<_> = waits.map(Box::pin).collect();
+    let carols = waits.pop().expect("four waits");
+    let bobs = futures::future::join_all(waits);
+    let serve = async {
+        let mut of_bob = Vec::new();
+        for _ in 0..3 {
+            let question = session.hear_send().await;
+            if question.to == "carol" {
+                session.answer(&question, Status::Delivered, 1).await;
+            } else {
+                of_bob.push(question);
+            }
+        }
+        session.hear_nothing_for(Duration::from_millis(60)).await;
+        of_bob
+    };
+    // Two of Bob's three are on their way for good; Carol's is asked and answered beside them.
+    let asked = tokio::select! {
+        _ = bobs => panic!("nothing of Bob's was answered"),
+        (settled, asked) = async { tokio::join!(soon(carols), soon(serve)) } => {
+            assert_eq!(settled.expect("settled").status, Status::Delivered);
+            asked
+        }
+    };
+    assert_eq!(asked.len(), 2, "{asked:?}");
+
+    // Refused, they pause for long; what is open in another conversation is asked about all the same.
+    let mut overloaded = error(v1::Code::Overloaded);
+    overloaded.retry_after_ms = 600_000;
+    for question in &asked {
+        session.refuse(question, overloaded.clone()).await;
+    }
+    session.watching().await;
+    let again = open.last().expect("Carol's");
+    let wait = soon(client.wait_status(again, Status::Delivered));
+    let serve = async {
+        loop {
+            let question = session.hear_send().await;
+            if question.to == "carol" {
+                session.answer(&question, Status::Delivered, 1).await;
+                return;
+            }
+            session.refuse(&question, overloaded.clone()).await;
+        }
+    };
+    let (settled, ()) = tokio::join!(wait, soon(serve));
     assert_eq!(settled.expect("settled").status, Status::Delivered);
 }
 

@@ -193,6 +193,8 @@ section! {
         sessions_max: usize = 100_000, within 1..=10_000_000;
         /// Sends of one session that wait for their answer; beyond it the session gets the retryable `OVERLOADED`.
         in_flight_max: u32 = 1024, within 1..=65_536;
+        /// The same for sends to one recipient, so that one whose shard does not answer leaves room for the others.
+        conversation_in_flight_max: u32 = 256, within 1..=65_536;
         /// Entries on their way to a client that names no window of its own, and the most that one may name. A full
         /// window stops the pushes until the client acknowledges.
         window_entries: u32 = 1024, within 1..=65_536;

@@ -102,6 +102,7 @@ async fn welcome(router: &Router, settings: &Settings, hello: Hello) -> Result<O
         ttl_default_ms: settings.queue.ttl_default_ms,
         ttl_max_ms: settings.queue.ttl_max_ms,
         epoch: Some(epoch),
+        conversation_in_flight_max: settings.session.conversation_in_flight_max,
     };
     Ok(Opened {
         identity,

@@ -1,7 +1,8 @@
 //! A session's sends: one batch at a time for each conversation, so that order needs no further care.
 //!
 //! Whatever a client sends to one recipient while a batch is on its way rides in the next. Different conversations do
-//! not wait for each other.
+//! not wait for each other, and one of them has a share of what the session may have in flight: a recipient whose shard
+//! does not answer leaves room for the others. What exceeds a bound is refused at once and takes no position.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -31,9 +32,17 @@ pub(super) struct Sends {
     router: Arc<Router>,
     identity: Arc<Identity>,
     settings: Settings,
-    /// A conversation is here while a batch of it is on its way; what waits behind that.
-    conversations: BTreeMap<UserId, VecDeque<Waiting>>,
+    /// A conversation is here while a batch of it is on its way.
+    conversations: BTreeMap<UserId, Conversation>,
     on_their_way: FuturesUnordered<BoxFuture<'static, Done>>,
+    in_flight: usize,
+}
+
+#[derive(Default)]
+struct Conversation {
+    /// What waits behind the batch.
+    behind: VecDeque<Waiting>,
+    /// That, and the batch.
     in_flight: usize,
 }
 
@@ -62,15 +71,7 @@ impl Sends {
 
     /// Takes a send, or answers it at once.
     pub(super) fn push(&mut self, send: Send) -> Option<SendAnswer> {
-        if self.in_flight >= self.settings.session.in_flight_max as usize {
-            let error = refusal::retryable(
-                Code::Overloaded,
-                "more sends wait than Welcome.in_flight_max",
-                50,
-            );
-            return Some(refuse(send.id, send.to, error));
-        }
-        let to = match address(&send) {
+        let to = match self.room().and_then(|()| self.address(&send)) {
             Ok(to) => to,
             Err(error) => return Some(refuse(send.id, send.to, error)),
         };
@@ -80,13 +81,12 @@ impl Sends {
         };
         self.in_flight += 1;
         metrics::IN_FLIGHT_SENDS.handle().increment(1.0);
-        match self.conversations.get_mut(&to) {
-            Some(behind) => behind.push_back(waiting),
-            None => {
-                self.conversations
-                    .insert(to.clone(), VecDeque::from([waiting]));
-                self.start(&to);
-            }
+        let conversation = self.conversations.entry(to.clone()).or_default();
+        let first = conversation.in_flight == 0;
+        conversation.in_flight += 1;
+        conversation.behind.push_back(waiting);
+        if first {
+            self.start(&to);
         }
         None
     }
@@ -100,6 +100,9 @@ impl Sends {
         metrics::IN_FLIGHT_SENDS
             .handle()
             .decrement(done.since.len() as f64);
+        if let Some(conversation) = self.conversations.get_mut(&done.to) {
+            conversation.in_flight -= done.since.len();
+        }
         self.start(&done.to);
         for (answer, since) in done.answers.iter().zip(&done.since) {
             measure(answer, *since);
@@ -113,16 +116,16 @@ impl Sends {
 
     /// Sends what waits in a conversation, or forgets the conversation.
     fn start(&mut self, to: &UserId) {
-        let Some(waiting) = self.conversations.get_mut(to) else {
+        let Some(conversation) = self.conversations.get_mut(to) else {
             return;
         };
         let (mut items, mut since, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while let Some(next) = waiting.front() {
+        while let Some(next) = conversation.behind.front() {
             bytes += next.item.encoded_len();
             if !items.is_empty() && (items.len() == BATCH_ITEMS || bytes > BATCH_BYTES) {
                 break;
             }
-            let next = waiting.pop_front().expect("front was there");
+            let next = conversation.behind.pop_front().expect("front was there");
             items.push(next.item);
             since.push(next.since);
         }
@@ -142,6 +145,25 @@ impl Sends {
             let answers = propose(&router, &to, batch, within).await;
             Done { to, since, answers }
         }));
+    }
+
+    fn room(&self) -> Result<(), Error> {
+        match self.in_flight < self.settings.session.in_flight_max as usize {
+            true => Ok(()),
+            false => Err(overloaded("more sends wait than Welcome.in_flight_max")),
+        }
+    }
+
+    /// Checks what has to be right before a position can be taken at all.
+    fn address(&self, send: &Send) -> Result<UserId, Error> {
+        let to = address(send)?;
+        let in_flight = self.conversations.get(&to).map_or(0, |of| of.in_flight);
+        match in_flight < self.settings.session.conversation_in_flight_max as usize {
+            true => Ok(to),
+            false => Err(overloaded(
+                "more sends to this recipient wait than Welcome.conversation_in_flight_max",
+            )),
+        }
     }
 
     /// What apply is asked. A body or setting out of bounds is refused there too, because a final refusal takes its
@@ -184,7 +206,12 @@ impl Drop for Sends {
     }
 }
 
-/// Checks what has to be right before a position can be taken at all.
+fn overloaded(message: &str) -> Error {
+    /// Answers that make room come at the pace of commits.
+    const RETRY_MS: u64 = 50;
+    refusal::retryable(Code::Overloaded, message, RETRY_MS)
+}
+
 fn address(send: &Send) -> Result<UserId, Error> {
     let invalid = |message: &str| refusal::last(Code::Invalid, message);
     check_message_id(&send.id).map_err(|error| invalid(&error.to_string()))?;

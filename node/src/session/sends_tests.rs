@@ -126,6 +126,34 @@ async fn more_than_the_bound_is_refused_until_something_is_answered() {
     assert_eq!(sends.in_flight, 0);
 }
 
+/// A recipient whose shard does not answer has his share in flight, and the others the rest.
+#[tokio::test(start_paused = true)]
+async fn one_recipient_leaves_room_for_others() {
+    let script = accepting();
+    let mut sends = sends(&script);
+    sends.settings.session.conversation_in_flight_max = 3;
+    for position in 1..=3 {
+        assert_eq!(sends.push(send("bob", position)), None);
+    }
+    assert_eq!(code(sends.push(send("bob", 4))), Code::Overloaded);
+    assert_eq!(sends.push(send("carol", 1)), None);
+    assert_eq!(sends.push(send("dave", 1)), None);
+    assert_eq!(code(sends.push(send("erin", 1))), Code::Overloaded);
+    // Answers make room, in the conversation too; what was refused took no position and comes again.
+    while sends
+        .conversations
+        .contains_key(&UserId::parse("bob").unwrap())
+    {
+        sends.next().await;
+    }
+    for position in 4..=6 {
+        assert_eq!(sends.push(send("bob", position)), None);
+    }
+    assert_eq!(code(sends.push(send("bob", 7))), Code::Overloaded);
+    all(&mut sends).await;
+    assert!(sends.conversations.is_empty(), "nothing is left behind");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_batch_holds_so_many_messages() {
     let script = accepting();
