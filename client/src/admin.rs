@@ -8,6 +8,7 @@ use roost_proto::admin::{
     Account, AddDeviceRequest, AddDeviceResponse, ListAccountsRequest, RemoveAccountRequest,
     RemoveDeviceRequest, StatusRequest, StatusResponse,
 };
+use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
@@ -18,8 +19,10 @@ use crate::servers::Servers;
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// For one call to one server.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Rounds over all servers before giving up.
+/// Rounds over all servers before giving up, unless the time is over before.
 const ROUNDS: usize = 3;
+/// For all attempts together; one that has begun may take its own time.
+const ALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between rounds: time for a shard to elect.
 const ROUND_PAUSE: Duration = Duration::from_millis(700);
 
@@ -91,10 +94,10 @@ impl Admin {
         .await
     }
 
-    /// Removes a device; it holds no entries back any more.
+    /// Removes a device; it holds no entries back any more. One that is not there counts as removed.
     ///
     /// # Errors
-    /// When there is no such device, or the call fails.
+    /// When there is no such account, or the call fails.
     pub async fn remove_device(&self, user: &str, name: &str) -> Result<(), AdminError> {
         let request = RemoveDeviceRequest {
             user: user.to_owned(),
@@ -107,10 +110,10 @@ impl Admin {
         .map(drop)
     }
 
-    /// Removes an account with its queue.
+    /// Removes an account with its queue. One that was removed before counts as removed.
     ///
     /// # Errors
-    /// When there is no such account, or the call fails.
+    /// When there never was such an account, or the call fails.
     pub async fn remove_account(&self, user: &str) -> Result<(), AdminError> {
         let request = RemoveAccountRequest {
             user: user.to_owned(),
@@ -154,9 +157,13 @@ impl Admin {
         message: Q,
         call: impl AsyncFn(AdminClient<Channel>, Request<Q>) -> Result<Response<A>, Status>,
     ) -> Result<A, AdminError> {
+        let deadline = Instant::now() + ALL_TIMEOUT;
         let mut servers = Servers::new(&self.servers);
         let mut last = AdminError::Unavailable("none was asked".to_owned());
         for attempt in 0..ROUNDS * servers.len() {
+            if Instant::now() >= deadline {
+                break;
+            }
             if attempt > 0 && attempt % servers.len() == 0 {
                 tokio::time::sleep(ROUND_PAUSE).await;
             }
@@ -194,16 +201,32 @@ fn of(status: &Status) -> AdminError {
     let message = status.message().to_owned();
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied => AdminError::Unauthenticated(message),
+        // Unknown: the connection broke, by whatever cause, and with it the answer.
         Code::Unavailable
         | Code::DeadlineExceeded
-        | Code::ResourceExhausted
         | Code::Aborted
-        | Code::Cancelled => AdminError::Unavailable(message),
+        | Code::Cancelled
+        | Code::Unknown => AdminError::Unavailable(message),
         Code::NotFound
         | Code::AlreadyExists
+        | Code::ResourceExhausted
         | Code::InvalidArgument
         | Code::FailedPrecondition
         | Code::OutOfRange => AdminError::Refused(message),
         _ => AdminError::Internal(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only what another try may mend is tried again.
+    #[test]
+    fn too_many_devices_is_for_good_and_a_broken_connection_is_not() {
+        let full = of(&Status::resource_exhausted("as many devices as it may"));
+        assert!(matches!(full, AdminError::Refused(_)), "{full:?}");
+        let broken = of(&Status::unknown("connection reset"));
+        assert!(matches!(broken, AdminError::Unavailable(_)), "{broken:?}");
     }
 }

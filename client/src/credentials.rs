@@ -10,7 +10,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use rand::Rng;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+mod new_device;
+
+pub use new_device::NewDevice;
 
 /// Bytes of a device key.
 const KEY_BYTES: usize = 32;
@@ -95,38 +100,9 @@ impl Credentials {
     /// When the file exists, or the system refuses.
     pub fn save(&self, dir: &Path) -> Result<PathBuf, CredentialsError> {
         let path = Self::path(dir, &self.user, &self.device_name)?;
-        let parent = user_dir(dir, &self.user)?;
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&parent)
-            .map_err(file_error(&parent))?;
-        let draft = parent.join(format!(".{:016x}.draft", rand::rng().random::<u64>()));
-        let saved = self
-            .write_draft(&draft)
-            .and_then(|()| link(&draft, &path))
-            .and_then(|()| sync_dir(&parent));
-        // The draft is either linked under its real name or worthless.
-        let _ = fs::remove_file(&draft);
-        saved.map(|()| path)
-    }
-
-    fn write_draft(&self, draft: &Path) -> Result<(), CredentialsError> {
-        let text = serde_json::to_vec_pretty(self).map_err(|source| CredentialsError::Format {
-            path: draft.to_owned(),
-            source,
-        })?;
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(draft)?;
-            file.write_all(&text)?;
-            file.write_all(b"\n")?;
-            file.sync_all()
-        };
-        write().map_err(file_error(draft))
+        make_dir(&user_dir(dir, &self.user)?)?;
+        write_new(&path, self)?;
+        Ok(path)
     }
 
     /// Reads the named device's file; without a name the user's only one.
@@ -142,23 +118,30 @@ impl Credentials {
             Some(name) => Self::path(dir, user, name)?,
             None => only_file(&user_dir(dir, user)?)?,
         };
-        let text = fs::read(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => CredentialsError::NotFound(path.clone()),
-            _ => file_error(&path)(source),
-        })?;
-        serde_json::from_slice(&text).map_err(|source| CredentialsError::Format { path, source })
+        read(&path)
     }
 
-    /// Removes the file, if it is there.
+    /// Removes the file, if it is there, and what an unfinished [`NewDevice`] of this name has left: its key must not
+    /// come back with a later device.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn remove(dir: &Path, user: &str, device_name: &str) -> Result<(), CredentialsError> {
-        let path = Self::path(dir, user, device_name)?;
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(&path)(error)),
-            _ => Ok(()),
+        remove_file(&NewDevice::path(dir, user, device_name)?)?;
+        remove_file(&Self::path(dir, user, device_name)?)
+    }
+
+    /// The same for all devices of a user.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn remove_all(dir: &Path, user: &str) -> Result<(), CredentialsError> {
+        let user_dir = user_dir(dir, user)?;
+        let unfinished = names(&user_dir, NewDevice::name_in)?;
+        for name in unfinished.into_iter().chain(names(&user_dir, name_in)?) {
+            Self::remove(dir, user, &name)?;
         }
+        Ok(())
     }
 
     /// The devices of a user with credentials in `dir`, in the order of their names.
@@ -166,7 +149,7 @@ impl Credentials {
     /// # Errors
     /// When the directory cannot be read.
     pub fn devices(dir: &Path, user: &str) -> Result<Vec<String>, CredentialsError> {
-        names(&user_dir(dir, user)?)
+        names(&user_dir(dir, user)?, name_in)
     }
 }
 
@@ -207,7 +190,7 @@ fn checked(name: &str) -> Result<&str, CredentialsError> {
 }
 
 fn only_file(dir: &Path) -> Result<PathBuf, CredentialsError> {
-    let names = names(dir)?;
+    let names = names(dir, name_in)?;
     match names.as_slice() {
         [] => Err(CredentialsError::NotFound(dir.to_owned())),
         [name] => Ok(dir.join(format!("{name}.json"))),
@@ -218,7 +201,15 @@ fn only_file(dir: &Path) -> Result<PathBuf, CredentialsError> {
     }
 }
 
-fn names(dir: &Path) -> Result<Vec<String>, CredentialsError> {
+/// The device's name in that of its credentials' file.
+fn name_in(file: &str) -> Option<&str> {
+    file.strip_suffix(".json")
+}
+
+fn names(
+    dir: &Path,
+    name_in: impl Fn(&str) -> Option<&str>,
+) -> Result<Vec<String>, CredentialsError> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(file_error(dir))?,
@@ -226,12 +217,76 @@ fn names(dir: &Path) -> Result<Vec<String>, CredentialsError> {
     let mut names = Vec::new();
     for entry in entries {
         let name = entry.map_err(file_error(dir))?.file_name();
-        if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".json")) {
+        if let Some(name) = name.to_str().and_then(&name_in) {
             names.push(name.to_owned());
         }
     }
     names.sort();
     Ok(names)
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T, CredentialsError> {
+    let text = fs::read(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => CredentialsError::NotFound(path.to_owned()),
+        _ => file_error(path)(source),
+    })?;
+    serde_json::from_slice(&text).map_err(|source| CredentialsError::Format {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A directory for its owner alone, durable with all above it that were missing.
+fn make_dir(dir: &Path) -> Result<(), CredentialsError> {
+    let above = dir.ancestors().filter(|path| !path.as_os_str().is_empty());
+    let missing: Vec<&Path> = above.take_while(|path| !path.exists()).collect();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(file_error(dir))?;
+    for made in missing {
+        let above = made.parent().filter(|path| !path.as_os_str().is_empty());
+        sync_dir(above.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
+/// Writes a file, durably, whole or not at all, readable by its owner only. Never replaces another.
+fn write_new(path: &Path, content: &impl Serialize) -> Result<(), CredentialsError> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let draft = parent.join(format!(".{:016x}.draft", rand::rng().random::<u64>()));
+    let written = write_draft(&draft, content)
+        .and_then(|()| link(&draft, path))
+        .and_then(|()| sync_dir(parent));
+    // The draft is either linked under its real name or worthless.
+    let _ = fs::remove_file(&draft);
+    written
+}
+
+fn write_draft(draft: &Path, content: &impl Serialize) -> Result<(), CredentialsError> {
+    let text = serde_json::to_vec_pretty(content).map_err(|source| CredentialsError::Format {
+        path: draft.to_owned(),
+        source,
+    })?;
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(draft)?;
+        file.write_all(&text)?;
+        file.write_all(b"\n")?;
+        file.sync_all()
+    };
+    write().map_err(file_error(draft))
+}
+
+fn remove_file(path: &Path) -> Result<(), CredentialsError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// As a rename, but it never replaces a file.

@@ -43,7 +43,7 @@ mod window;
 
 pub use admin::{Admin, AdminError};
 pub use client::{Client, SendHandle};
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{Credentials, CredentialsError, NewDevice};
 pub use error::{Error, Refusal, Trouble};
 pub use message::{Answer, Cursor, Delivery, Event, Incoming, Receipt};
 pub use options::{AttachOptions, Options, SendOptions};

@@ -14,6 +14,9 @@ pub const USER_ID_BYTES_MAX: usize = 64;
 /// The longest message id, in bytes.
 pub const MESSAGE_ID_BYTES_MAX: usize = 64;
 
+/// The longest device name, in bytes.
+pub const DEVICE_NAME_BYTES_MAX: usize = 64;
+
 /// What is wrong with an identifier that somebody typed or sent.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Invalid {
@@ -25,6 +28,9 @@ pub enum Invalid {
     /// Empty, too long, or with a NUL byte.
     #[error("a message id is 1 to 64 bytes of text without NUL")]
     MessageId,
+    /// Not fit for a file's name everywhere.
+    #[error("a device name is 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-', and begins with no dot")]
+    DeviceName,
     /// Not a UUID.
     #[error("a node id is a UUID")]
     Node,
@@ -73,6 +79,20 @@ impl fmt::Display for UserId {
 pub fn check_message_id(id: &str) -> Result<(), Invalid> {
     let valid = (1..=MESSAGE_ID_BYTES_MAX).contains(&id.len()) && !id.contains('\0');
     valid.then_some(()).ok_or(Invalid::MessageId)
+}
+
+/// Checks what people call a device.
+///
+/// # Errors
+/// [`Invalid::DeviceName`] if it is empty, over [`DEVICE_NAME_BYTES_MAX`], begins with a dot or holds anything but ASCII
+/// letters and digits, `.`, `_` and `-`.
+pub fn check_device_name(name: &str) -> Result<(), Invalid> {
+    let valid = (1..=DEVICE_NAME_BYTES_MAX).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && !name.starts_with('.');
+    valid.then_some(()).ok_or(Invalid::DeviceName)
 }
 
 /// One client installation of a user; numbered from 1 within the account and never reused.

@@ -3,11 +3,11 @@
 use std::io::Write as _;
 
 use clap::Subcommand;
-use roost_client::{Credentials, CredentialsError};
+use roost_client::{Credentials, NewDevice};
 
 use super::exit::{Exit, Failure};
 use super::format::printable;
-use super::server::{AdminArgs, ServerArgs, parse_user};
+use super::server::{AdminArgs, ServerArgs, parse_device, parse_user};
 use crate::types::UserId;
 
 #[derive(Debug, clap::Args)]
@@ -18,13 +18,14 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Create an account with its first device, or add a device to it; writes the device's credentials.
+    /// Create an account with its first device, or add a device to it; writes the device's credentials. Interrupted,
+    /// the same command again finishes it.
     Add {
         /// The account: a phone number like +4915112345678, or a service's name.
         #[arg(value_name = "PHONE", value_parser = parse_user)]
         user: UserId,
         /// What the device is called.
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", value_parser = parse_device)]
         device: String,
         #[command(flatten)]
         admin: AdminArgs,
@@ -40,7 +41,7 @@ enum Action {
         #[arg(value_name = "PHONE", value_parser = parse_user)]
         user: UserId,
         /// Only this device; it then holds no messages back any more.
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", value_parser = parse_device)]
         device: Option<String>,
         #[command(flatten)]
         admin: AdminArgs,
@@ -53,7 +54,7 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
             user,
             device,
             admin,
-        } => add(user.as_str(), device, &admin, server).await,
+        } => add(user.as_str(), &device, &admin, server).await,
         Action::List { admin } => list(&admin, server).await,
         Action::Remove {
             user,
@@ -65,27 +66,16 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
 
 async fn add(
     user: &str,
-    device_name: String,
+    device_name: &str,
     admin: &AdminArgs,
     server: &ServerArgs,
 ) -> Result<Exit, Failure> {
     let dir = server.credentials_dir()?;
-    let path = Credentials::path(&dir, user, &device_name)?;
-    if path.exists() {
-        // Found out before the server knows a device whose key would be thrown away.
-        return Err(CredentialsError::Exists(path).into());
-    }
-    let key = Credentials::draw_key();
     let admin = admin.admin(server)?;
-    let added = admin.add_device(user, &device_name, key.clone()).await?;
-    let credentials = Credentials {
-        user: user.to_owned(),
-        device: added.device,
-        device_name,
-        key,
-        servers: server.named(),
-    };
-    let path = credentials.save(&dir)?;
+    // On disk before the server knows of it: whatever dies from here on, the same command again adds the same device.
+    let new = NewDevice::begin(&dir, user, device_name)?;
+    let added = admin.add_device(user, device_name, new.key()).await?;
+    let (credentials, path) = new.finish(added.device, server.named())?;
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
@@ -138,18 +128,16 @@ async fn remove(
 ) -> Result<Exit, Failure> {
     let dir = server.credentials_dir()?;
     let admin = admin.admin(server)?;
-    let names = match device {
+    // The server first: interrupted in between, the same command again does the rest.
+    match device {
         Some(device) => {
             admin.remove_device(user, device).await?;
-            vec![device.to_owned()]
+            Credentials::remove(&dir, user, device)?;
         }
         None => {
             admin.remove_account(user).await?;
-            Credentials::devices(&dir, user)?
+            Credentials::remove_all(&dir, user)?;
         }
-    };
-    for name in &names {
-        Credentials::remove(&dir, user, name)?;
     }
     let what = device.map_or_else(|| user.to_owned(), |device| format!("{user}/{device}"));
     writeln!(std::io::stdout(), "removed {what}")?;

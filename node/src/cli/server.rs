@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use roost_client::{Admin, Credentials, Options};
 
 use super::exit::{Exit, Failure};
-use crate::types::UserId;
+use crate::types::{UserId, check_device_name};
 
 /// Where `roost dev` serves clients.
 const DEV_SERVERS: [&str; 3] = [
@@ -130,6 +130,13 @@ impl std::str::FromStr for Who {
 
 pub(super) fn parse_user(text: &str) -> Result<UserId, String> {
     UserId::parse(text).map_err(|error| error.to_string())
+}
+
+pub(super) fn parse_device(text: &str) -> Result<String, String> {
+    match check_device_name(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 pub(super) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {

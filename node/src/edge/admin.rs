@@ -25,7 +25,7 @@ use super::Seat;
 use crate::auth::{self, DeviceKey};
 use crate::peer::Lane;
 use crate::router::Router;
-use crate::types::{NodeId, ShardId, UserId};
+use crate::types::{NodeId, ShardId, UserId, check_device_name};
 
 /// How long an operator waits at most.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -33,8 +33,6 @@ const WITHIN: Duration = Duration::from_secs(10);
 const STATUS_WITHIN: Duration = Duration::from_secs(2);
 /// Accounts in one page of a listing.
 const PAGE: u32 = 200;
-/// The longest device name, in bytes.
-const DEVICE_NAME_BYTES_MAX: usize = 64;
 
 /// The admin service.
 pub struct AdminService {
@@ -89,7 +87,8 @@ impl Admin for AdminService {
     ) -> Result<Response<AddDeviceResponse>, Status> {
         let request = self.check(request)?;
         let user = parse_user(&request.user)?;
-        check_device_name(&request.name)?;
+        check_device_name(&request.name)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let key = DeviceKey::parse(&request.key)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let command = command::Command::AddDevice(storage::AddDevice {
@@ -308,19 +307,6 @@ fn account(user: UserSummary) -> Account {
 
 fn parse_user(text: &str) -> Result<UserId, Status> {
     UserId::parse(text).map_err(|error| Status::invalid_argument(error.to_string()))
-}
-
-fn check_device_name(name: &str) -> Result<(), Status> {
-    let valid = (1..=DEVICE_NAME_BYTES_MAX).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        && !name.starts_with('.');
-    valid.then_some(()).ok_or_else(|| {
-        Status::invalid_argument(
-            "a device name is 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-', and begins with no dot",
-        )
-    })
 }
 
 fn refused(outcome: Option<outcome::Outcome>) -> Status {
