@@ -56,7 +56,12 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
                         continue;
                     }
                     number += 1;
-                    let handle = client.send(args.peer.as_str(), body, SendOptions::default().kind(Kind::Text)).await?;
+                    let send = client.send(args.peer.as_str(), body, SendOptions::default().kind(Kind::Text));
+                    let handle = tokio::select! {
+                        handle = send => handle?,
+                        // Too much is unanswered, and may stay so.
+                        () = stop.wait() => break,
+                    };
                     show(&format!("  #{number}"))?;
                     if ticks.len() < TICKING_MAX {
                         ticks.push(tick(&client, number, Step::Accepted(handle)));

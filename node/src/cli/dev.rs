@@ -107,16 +107,23 @@ async fn watch(args: &Args, cluster: &mut Cluster, stop: &mut Stop) -> Result<()
         if args.respawn {
             tokio::select! {
                 () = stop.wait() => return Ok(()),
-                () = tokio::time::sleep(RESPAWN_PAUSE) => {}
-            }
-            match cluster.node_mut(k).start() {
-                Ok(()) => eprintln!("node-{k} is started again"),
-                Err(error) => eprintln!("node-{k} cannot be started again: {error}"),
+                () = respawn(cluster, k) => {}
             }
         } else if !any_running(cluster) {
             return Err(Failure::internal(
                 "no node is running any more; run `roost dev` again to go on with the same data",
             ));
+        }
+    }
+}
+
+/// Tries until it runs.
+async fn respawn(cluster: &mut Cluster, k: u16) {
+    loop {
+        tokio::time::sleep(RESPAWN_PAUSE).await;
+        match cluster.node_mut(k).start() {
+            Ok(()) => return eprintln!("node-{k} is started again"),
+            Err(error) => eprintln!("node-{k} cannot be started again: {error}"),
         }
     }
 }

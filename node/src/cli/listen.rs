@@ -19,11 +19,14 @@ use super::signals::Stop;
 const BATCH_MAX: usize = 256;
 /// How long the last acknowledgement and read marks may take.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// More than any server grants: without acknowledgements nothing comes behind the window.
+const PEEK_ENTRIES_MAX: u32 = 65_536;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Without --count it runs until Ctrl-C or the timeout, and both are success. With --count it is exit code 4 when fewer
-messages came in time. Expired ranges are told on standard error and are no messages.")]
+messages came in time. Expired ranges are told on standard error and are no messages. With --no-ack no more comes than the
+server has on its way unacknowledged: 1,024 messages or 4 MiB by default.")]
 pub(super) struct Args {
     /// Who listens; the device may be left out if there is only one. A newer listener displaces an older one.
     #[arg(long = "as", value_name = "PHONE[/DEVICE]")]
@@ -62,9 +65,11 @@ struct Printed {
 pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure> {
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
     let mut stop = Stop::listen()?;
-    let mut options = server
-        .client(&args.receiver)?
-        .attach(AttachOptions::default());
+    let mut attach = AttachOptions::default();
+    if args.no_ack {
+        attach.window_entries = PEEK_ENTRIES_MAX;
+    }
+    let mut options = server.client(&args.receiver)?.attach(attach);
     options.watch = args.receipts;
     let client = Client::connect(options)?;
     let (mut entries, mut receipts) = (client.entries(), client.receipts());

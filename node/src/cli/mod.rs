@@ -20,6 +20,7 @@ mod version;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use exit::{Exit, Failure};
@@ -111,15 +112,31 @@ fn worker_threads() -> usize {
         .map_or(WORKERS_MIN, |cores| WORKERS_MIN.max(2 * cores.get()))
 }
 
-/// Help and version were asked for; everything else is a usage error, which has one exit code here as elsewhere.
+/// Help and version were asked for, or nothing at all; everything else is a usage error, one line like any other.
 fn usage(error: &clap::Error) -> ExitCode {
-    // Without a terminal to print to there is nothing left to do.
-    let _ = error.print();
-    if error.use_stderr() {
-        ExitCode::from(Exit::Usage.code())
+    if error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprintln!("roost: {}", Failure::usage(what_is_wrong(error)));
     } else {
-        ExitCode::SUCCESS
+        // Without a terminal to print to there is nothing left to do.
+        let _ = error.print();
     }
+    match error.use_stderr() {
+        true => ExitCode::from(Exit::Usage.code()),
+        false => ExitCode::SUCCESS,
+    }
+}
+
+/// The parser's words without its usage, which is in the help.
+fn what_is_wrong(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let paragraphs = text.trim_start_matches("error: ").split("\n\n");
+    let told: Vec<&str> = paragraphs
+        .map(str::trim)
+        .take_while(|paragraph| {
+            !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more information")
+        })
+        .collect();
+    format!("{}; see --help", told.join("; "))
 }
 
 #[cfg(test)]

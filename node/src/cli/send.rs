@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt as _};
 use roost_client::{Client, Code, Error, Kind, SendOptions, Status, Trouble};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::exit::{Exit, Failure};
@@ -21,10 +21,16 @@ use super::input::{self, Line};
 use super::server::{ServerArgs, Who, parse_duration, parse_user};
 use crate::types::{UserId, check_message_id};
 
+/// How long it may take to learn why there is no answer: a server gives up on a shard without a majority after as long as
+/// we wait by default.
+const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 /// Messages handed to the client whose result is not printed.
 const IN_PROGRESS_MAX: usize = 1024;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Without TEXT each line of standard input is one message: all bytes before the newline, a carriage return too. What is no
+UTF-8 goes as data. An empty line is an empty message. After the first message that runs out of time no more are read.")]
 pub(super) struct Args {
     /// Who sends; the device may be left out if there is only one.
     #[arg(long = "as", value_name = "PHONE[/DEVICE]")]
@@ -94,20 +100,29 @@ struct Tally {
     printed: usize,
     refused: usize,
     timed_out: usize,
+    /// Of those, some without any answer.
+    unanswered: bool,
     trouble: Option<Trouble>,
     over: Option<Failure>,
 }
 
 pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure> {
-    if let Some(id) = &args.id {
-        check_message_id(id).map_err(|error| Failure::usage(format!("--id: {error}")))?;
+    if args.id.is_some() {
+        check_message_id(&id(&args, 1))
+            .map_err(|error| Failure::usage(format!("--id: {error}")))?;
     }
     let mut options = server.client(&args.sender)?;
     // A watch sees receipts, displaces no listener and takes nothing from the queue.
     options.watch = args.until != Until::Accepted;
+    // All are of one conversation.
     options.pending_max = IN_PROGRESS_MAX;
+    options.conversation_pending_max = IN_PROGRESS_MAX;
     let client = Client::connect(options)?;
-    let tally = pipeline(&client, &args, source(&args)).await?;
+    let mut tally = pipeline(&client, &args, source(&args)).await?;
+    if tally.unanswered && tally.trouble.is_none() {
+        let reason = timeout(REASON_TIMEOUT, client.troubled()).await;
+        tally.trouble = reason.unwrap_or_default();
+    }
     client.close().await;
     tally.finish(&args)
 }
@@ -286,6 +301,7 @@ impl Tally {
             }
             End::TimedOut(trouble) => {
                 self.timed_out += 1;
+                self.unanswered |= outcome.sent.seq.is_none();
                 self.trouble = trouble.or(self.trouble.take());
                 false
             }

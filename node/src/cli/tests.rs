@@ -121,6 +121,23 @@ fn every_failure_has_its_exit_code() {
 fn an_error_is_one_line() {
     let failure = Failure::usage("first\n  second\n");
     assert_eq!(failure.to_string(), "first second");
+    for (line, told) in [
+        ("roost send --as billing", "not provided: --to <PHONE>"),
+        (
+            "roost send --as billing --to news --untli read x",
+            "'--until'",
+        ),
+        (
+            "roost account add billing --device .x",
+            "begins with no dot",
+        ),
+    ] {
+        let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
+        let failure = Failure::usage(super::what_is_wrong(&error)).to_string();
+        assert!(failure.contains(told), "{failure}");
+        assert!(failure.ends_with("; see --help"), "{failure}");
+        assert!(!failure.contains("Usage:"), "{failure}");
+    }
 }
 
 fn parse(line: &str) -> Value {
