@@ -1,12 +1,15 @@
 //! The command line against one node: accounts, messages, ticks, exit codes.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use roost_chaos_tests::cli::{self, Cli};
-use roost_chaos_tests::lab::{Lab, Setup};
+use roost_chaos_tests::lab::{Lab, Setup, until};
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::{ANN, BOB, LIMIT};
 
@@ -201,7 +204,7 @@ async fn exit_codes() -> Result<()> {
     let nowhere = cli.through("http://127.0.0.1:9");
     one_clear_line(&nowhere.run(&send).await?.expect(cli::UNAVAILABLE)?)?;
 
-    cli.run(&["send", "--as", ANN]).await?.expect(cli::USAGE)?;
+    one_clear_line(&cli.run(&["send", "--as", ANN]).await?.expect(cli::USAGE)?)?;
     cli.run(&["send", "--no-such-flag"])
         .await?
         .expect(cli::USAGE)?;
@@ -281,6 +284,177 @@ async fn accounts_come_and_go() -> Result<()> {
     lab.pass().await
 }
 
+/// Goal: an interrupted `account add` leaves no device that nobody can speak for. Method: the node's answers are lost on
+/// their way: once the command is killed -9 after the device was made, then the same command again finishes it; once the
+/// connection breaks instead, and the command finishes by itself on another.
+#[tokio::test]
+async fn account_add_survives_a_kill_and_a_lost_answer() -> Result<()> {
+    let lab = Lab::start(Setup::nodes(1)).await?;
+    let cli = Cli::new(&lab.cluster, lab.directory())?;
+    let node = lab.cluster.node(1);
+
+    let deaf = Deaf::before(node.client_address()).await?;
+    let add = ["account", "add", ANN, "--device", "phone"];
+    let killed = cli.through(deaf.url()).start(&add)?;
+    wait_devices(&lab, ANN, 1).await?;
+    killed.kill().await?;
+    ensure!(
+        !cli.credentials_file(ANN, "phone").exists(),
+        "it got an answer"
+    );
+    cli.run(&add).await?.expect(cli::OK)?;
+
+    let add = ["account", "add", BOB, "--device", "phone"];
+    let cut = cli.through(deaf.url()).start(&add)?;
+    wait_devices(&lab, BOB, 1).await?;
+    deaf.cut();
+    cut.finish(LIMIT).await?;
+
+    for user in [ANN, BOB] {
+        ensure!(devices(&lab, user).await? == 1, "{user} has another device");
+        let send = ["send", "--as", user, "--to", user, "mine"];
+        cli.run(&send).await?.expect(cli::OK)?;
+        let left = fs::read_dir(cli.credentials().join(user))?.count();
+        ensure!(left == 1, "{left} files are left for {user}");
+    }
+    // Finished is finished: a repeat says so, and changes nothing.
+    one_clear_line(&cli.run(&add).await?.expect(cli::USAGE)?)?;
+
+    // Removed, also again; then the name is free, under another key.
+    let remove = ["account", "remove", BOB, "--device", "phone"];
+    let key = fs::read(cli.credentials_file(BOB, "phone"))?;
+    for _ in 0..2 {
+        cli.run(&remove).await?.expect(cli::OK)?;
+    }
+    cli.run(&add).await?.expect(cli::OK)?;
+    ensure!(
+        fs::read(cli.credentials_file(BOB, "phone"))? != key,
+        "the removed device is back"
+    );
+    lab.pass().await
+}
+
+async fn devices(lab: &Lab, user: &str) -> Result<usize> {
+    let mut devices = 0;
+    lab.admin()?
+        .list_accounts(|account| {
+            if account.user == user {
+                devices = account.devices.len();
+            }
+        })
+        .await?;
+    Ok(devices)
+}
+
+async fn wait_devices(lab: &Lab, user: &str, wanted: usize) -> Result<()> {
+    until(LIMIT, "a new device", async || {
+        Ok((devices(lab, user).await? == wanted).then_some(()))
+    })
+    .await
+}
+
+/// Takes what it is told to a node, and brings no answer back; once cut, it brings them on new connections.
+struct Deaf {
+    address: SocketAddr,
+    cut: watch::Sender<bool>,
+}
+
+impl Deaf {
+    async fn before(node: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let (cut, is_cut) = watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(carry(client, node, is_cut.clone()));
+            }
+        });
+        Ok(Self { address, cut })
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// All connections break.
+    fn cut(&self) {
+        self.cut.send_replace(true);
+    }
+}
+
+async fn carry(
+    mut client: TcpStream,
+    node: SocketAddr,
+    mut is_cut: watch::Receiver<bool>,
+) -> Result<()> {
+    let mut node = TcpStream::connect(node).await?;
+    if *is_cut.borrow() {
+        tokio::io::copy_bidirectional(&mut client, &mut node).await?;
+        return Ok(());
+    }
+    let (mut answers, mut questions) = node.split();
+    let mut nowhere = tokio::io::sink();
+    tokio::select! {
+        _ = tokio::io::copy(&mut client, &mut questions) => {}
+        _ = tokio::io::copy(&mut answers, &mut nowhere) => {}
+        _ = is_cut.wait_for(|cut| *cut) => {}
+    }
+    Ok(())
+}
+
+/// Goal: every line is one message, whatever is in it, and the others are not disturbed. Method: lines that are empty, end
+/// with a carriage return, are no UTF-8, are too long for the server and for the reader, and a last one without its end.
+#[tokio::test]
+async fn every_line_is_a_message() -> Result<()> {
+    let (lab, cli) = stage().await?;
+    let long = [b"x".repeat(64 * 1024 + 1), b"y".repeat((4 << 20) + 1)];
+    let lines: [&[u8]; 6] = [
+        b"",
+        b"dos\r",
+        b"\xff\xfe",
+        &long[0],
+        &long[1],
+        "last, hé".as_bytes(),
+    ];
+    let words = ["send", "--as", ANN, "--to", BOB, "--id", "w", "--json"];
+    let output = cli.run_with_input(&words, &lines.join(&b'\n')).await?;
+    let sent = output.expect(cli::REFUSED)?.json()?;
+    let (ok, no) = ("accepted", "refused");
+    ensure!(
+        column(&sent, "status") == [ok, ok, ok, no, no, ok],
+        "{sent:?}"
+    );
+    ensure!(
+        sent[3..5]
+            .iter()
+            .all(|line| line["code"] == "TOO_LARGE" && line["retryable"] == false),
+        "{sent:?}"
+    );
+    let keys = |line: &Value| -> Vec<String> {
+        line.as_object()
+            .into_iter()
+            .flat_map(|fields| fields.keys().cloned())
+            .collect()
+    };
+    let fields = ["code", "id", "retryable", "seq", "status", "to"];
+    ensure!(sent.iter().all(|line| keys(line) == fields), "{sent:?}");
+
+    let listen = ["listen", "--as", BOB, "--count", "4", "--json"];
+    let came = cli.run(&listen).await?.expect(cli::OK)?.json()?;
+    ensure!(
+        came[0]["body"] == "" && came[1]["body"] == "dos\r",
+        "{came:?}"
+    );
+    ensure!(
+        came[2]["kind"] == "data" && came[2]["body_base64"] == "//4=" && came[2]["body"].is_null(),
+        "{came:?}"
+    );
+    ensure!(came[3]["body"] == "last, hé", "{came:?}");
+    let fields = ["body", "device", "from", "id", "kind", "sent_at_ms", "seq"];
+    ensure!(keys(&came[3]) == fields, "{came:?}");
+    lab.pass().await
+}
+
 /// Goal: `status --json` has the promised shape. Method: the fields that scripts read, on one node.
 #[tokio::test]
 async fn status_for_scripts() -> Result<()> {
@@ -321,5 +495,10 @@ async fn status_for_scripts() -> Result<()> {
 
     let version = cli.run(&["--version"]).await?.expect(cli::OK)?.stdout;
     ensure!(version.starts_with("roost "), "{version}");
+    for word in ["commit", "feature level", "wire format", "storage format"] {
+        ensure!(version.contains(word), "no {word} in {version}");
+    }
+    let completions = cli.run(&["completions", "bash"]).await?.expect(cli::OK)?;
+    ensure!(completions.stdout.contains("complete "), "{completions:?}");
     lab.pass().await
 }

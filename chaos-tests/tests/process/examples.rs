@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use roost_chaos_tests::lab::{Lab, Setup, within};
@@ -23,7 +23,7 @@ fn project() -> PathBuf {
 }
 
 /// Goal: what the protocol's documentation shows works. Method: the Python example sends two messages and receives them
-/// on the other side; the second, which needs no stubs, lists the services and asks for the node's health.
+/// on the other side; the second, which needs no stubs, does each of the calls that the documentation shows.
 #[tokio::test]
 async fn the_python_examples_send_listen_and_call() -> Result<()> {
     let python = Python::prepare().await?;
@@ -55,7 +55,41 @@ async fn the_python_examples_send_listen_and_call() -> Result<()> {
     let health = [&server, "grpc.health.v1.Health/Check"];
     let health = python.run("docs/examples/call.py", &health).await?;
     ensure!(health.contains("SERVING"), "{health}");
+    let header = format!("authorization: Bearer {}", lab.cluster.admin_token()?);
+    let status = [&server, "roost.admin.v1.Admin/Status", "{}", "-H", &header];
+    let status = python.run("docs/examples/call.py", &status).await?;
+    ensure!(status.contains("cluster_id"), "{status}");
+    let session = session_by_hand(ann)?;
+    let session = [
+        &server,
+        "roost.v1.Messaging/Session",
+        &session[0],
+        &session[1],
+    ];
+    let session = python.run("docs/examples/call.py", &session).await?;
+    ensure!(
+        session.contains("welcome") && session.contains("STATUS_ACCEPTED"),
+        "{session}"
+    );
+    lab.wait_queued(BOB, 1).await?;
     lab.pass().await
+}
+
+/// The frames of a session that sends one message, as JSON.
+fn session_by_hand(credentials: &Path) -> Result<[String; 2]> {
+    let credentials: Value = serde_json::from_slice(&fs::read(credentials)?)?;
+    let hello = json!({
+        "user": credentials["user"], "device": credentials["device"], "key": credentials["key"],
+    });
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    let send = json!({
+        "id": "try-1", "to": BOB, "chain": 7, "position": 1, "kind": "KIND_TEXT", "body": "aGVsbG8=",
+        "sent_at_ms": u64::try_from(now)?,
+    });
+    Ok([
+        json!({ "hello": hello }).to_string(),
+        json!({ "send": send }).to_string(),
+    ])
 }
 
 /// Goal: every code that a client can meet is documented with its number and whether to retry, and nothing else. Method:
