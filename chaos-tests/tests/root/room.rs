@@ -59,6 +59,11 @@ impl Room {
         Ok(())
     }
 
+    /// Bytes that are free.
+    pub(crate) fn available(&self) -> Result<u64> {
+        self.space().map(|(available, _)| available)
+    }
+
     /// Takes back what was filled in.
     pub(crate) fn free(&self) -> Result<()> {
         fs::remove_file(self.mount.join(BALLAST)).context("no ballast")
