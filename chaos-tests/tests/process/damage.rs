@@ -19,9 +19,11 @@ const MESSAGES: usize = 30;
 const DAMAGED: &str = "damaged";
 const SHARDS: u32 = 4;
 const META: u32 = u32::MAX;
-/// What is in memory goes to table files, and all of them are compacted, within seconds.
+/// What is in memory goes to table files, and deleted messages leave them, within seconds.
 const TABLES_SOON: &str =
     "[raft]\nlog_age_max_ms = 1000\nsnapshot_life_max_ms = 1500\n[storage]\nreclaim_ms = 3000\n";
+/// A user who reads what the others leave.
+const READER: &str = "+15550004";
 /// Other users, who go on sending and receiving meanwhile.
 const BUSY: [&str; 3] = ["+15551001", "+15551002", "+15551003"];
 const LOAD: Plan = Plan {
@@ -200,18 +202,25 @@ async fn a_lost_store_has_its_node_rebuilt() -> Result<()> {
 }
 
 /// Goal: damage that a compaction meets, and that is no single replica's, ends the node, which then comes back by itself.
-/// Method: see [`rebuild`]; bits of a table file of a dead node; it runs until a compaction meets them.
+/// Method: see [`rebuild`]; bits of a table file of a dead node, in rows that nobody reads; another user's rows in it are
+/// acknowledged meanwhile, and the node runs until the removal of those meets the bits.
 #[tokio::test]
 async fn damage_met_by_a_compaction_has_its_node_rebuilt() -> Result<()> {
     let setup = Setup::nodes(3).toml(TABLES_SOON);
     let stage = Stage::start_with(setup, &[BOB, CAROL]).await?;
     let marks = Marks::of(&stage.bodies);
+    let reader = stage.lab.add_device(READER, "phone").await?;
+    let read = random_bodies(MESSAGES, BODY_BYTES);
+    stage.sender.send_all(READER, "read", &read, LIMIT).await?;
+    let read = Marks::of(&read);
     rebuild(stage, async |stage, victim| {
         let data_dir = stage.lab.cluster.node(victim).data_dir();
         until(LIMIT, "queued rows in table files", async || {
-            let (mut rows, _) = marks.find(&data_dir)?;
-            rows.retain(|place| holds_states(&place.file));
-            Ok((!rows.is_empty()).then_some(()))
+            let holds = |marks: &Marks| {
+                let (rows, _) = marks.find(&data_dir)?;
+                anyhow::Ok(rows.iter().any(|place| holds_states(&place.file)))
+            };
+            Ok((holds(&marks)? && holds(&read)?).then_some(()))
         })
         .await?;
         stage.lab.kill(victim).await?;
@@ -220,6 +229,12 @@ async fn damage_met_by_a_compaction_has_its_node_rebuilt() -> Result<()> {
         for row in rows.iter().filter(|place| holds_states(&place.file)) {
             flip_bit(&row.file, row.offset)?;
         }
+        let listener = Witness::listen(&stage.lab.history, stage.lab.anywhere(&reader), None)?;
+        let deliveries = listener.receive(MESSAGES, LIMIT).await?;
+        let last = deliveries[MESSAGES - 1].cursor();
+        listener.ack(last, LIMIT).await?;
+        listener.close().await;
+        drained(&stage.lab.history, &reader);
         stage.start_refused(victim).await
     })
     .await

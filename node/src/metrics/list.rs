@@ -192,6 +192,12 @@ metrics! {
         "Free share of the file system; sends are refused below storage.disk_reserve_percent."
     Histogram RECLAIM_LATENCY = "roost_storage_reclaim_latency_seconds", Seconds, in LATENCY_SECONDS;
         "One removal of deleted rows from all files."
+    Counter RECLAIMED_RANGES = "roost_storage_reclaimed_ranges_total", Count;
+        "Ranges of keys whose deleted rows are in no file any more."
+    Counter REWRITTEN_BYTES = "roost_storage_rewritten_bytes_total", Bytes;
+        "Bytes of table files that removals of deleted rows have written."
+    Gauge WAITING_RANGES = "roost_storage_waiting_ranges", Count;
+        "Ranges with deleted rows that wait for a snapshot to end."
 
     // Router.
     Counter FORWARDS = "roost_router_forwards_total", Count, by "outcome";

@@ -33,6 +33,7 @@ const UNITS: &[&str] = &[
     "term",
     "elections",
     "snapshots",
+    "ranges",
     "callbacks",
     "syncs",
     "stalls",

@@ -14,11 +14,13 @@ mod tests;
 use roost_proto::v1::Status;
 
 pub use self::ranges::{
-    entries_all, entries_of, entries_of_user, everything, expiry_until, home_range, inbound_marks,
-    log_entries, outbox_heads, outbox_index_of, outbox_of, read_marks_of, receipt_index_of,
-    receipts_of, replica_log_range, replica_state_range, replicas, sender_uses, senders,
-    senders_of, sent_ids_before, sent_ids_of_day, sent_ids_of_pair, sent_ids_to, trims, users,
+    deletions, entries_all, entries_of, entries_of_user, expiry_until, home_range, inbound_marks,
+    log_entries, outbox_heads, outbox_index_of, outbox_of, queue_of, read_marks_of,
+    receipt_index_of, receipts_of, replica_log_range, replica_state_range, replicas, sender_uses,
+    senders, senders_of, sent_ids_before, sent_ids_of_day, sent_ids_of_pair, sent_ids_to, trims,
+    users,
 };
+use super::Column;
 use crate::types::{DeviceId, ReplicaId, ShardId};
 
 /// Where a replica's applied state lives: the replica and its state generation.
@@ -45,6 +47,9 @@ pub enum Key<'a> {
     /// Node, `5`: `storage.Number`, how many syncs this store has begun. Overwritten by every sync; the store itself
     /// uses it to tell damage from a torn tail.
     SyncMark,
+    /// Node, `6 column(1) length(2) start`: the end of a range in which rows with messages were deleted. Until they are in
+    /// no file any more; the store itself keeps these.
+    Deleted(Column, &'a [u8]),
 
     /// Log, `R 1`: the vote (raft codec). Overwritten; synced before it is answered.
     Vote(ReplicaId),

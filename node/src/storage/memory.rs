@@ -12,7 +12,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::{Batch, Column, Error, Op, Read, Rows, Store};
+use super::keys::queue_of;
+use super::{Batch, Column, Error, Op, Read, Reclaimed, Rows, Store};
 
 type Map = BTreeMap<Bytes, Bytes>;
 
@@ -178,8 +179,8 @@ impl Store for MemoryStore {
     }
 
     /// Nothing to do: what is deleted here is gone.
-    fn reclaim(&self, _: &[(Column, Range<Bytes>)]) -> Result<(), Error> {
-        self.alive("reclaiming").map(drop)
+    fn reclaim(&self) -> Result<Reclaimed, Error> {
+        self.alive("reclaiming").map(|_| Reclaimed::default())
     }
 }
 
@@ -214,7 +215,12 @@ impl View {
             match op {
                 Op::Put(column, key, value) => {
                     self.mend(*column, key);
-                    self.map_mut(*column).insert(key.clone(), value.clone());
+                    let before = self.map_mut(*column).insert(key.clone(), value.clone());
+                    let is_entry = *column == Column::State && queue_of(key).is_some();
+                    assert!(
+                        !is_entry || before.is_none(),
+                        "an entry is set twice: the store of a real node would not delete it whole"
+                    );
                 }
                 Op::Delete(column, key) => {
                     self.map_mut(*column).remove(key);

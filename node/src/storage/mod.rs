@@ -122,6 +122,17 @@ pub trait Read: Send + Sync {
     fn last(&self, column: Column, range: Range<Bytes>) -> Result<Option<(Bytes, Bytes)>, Error>;
 }
 
+/// What one [`Store::reclaim`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// Ranges whose deleted rows are in no file any more.
+    pub ranges: usize,
+    /// Ranges that wait, because a frozen view is older than their deletion.
+    pub waiting: usize,
+    /// Bytes of the table files that were written for it and stayed.
+    pub rewritten_bytes: u64,
+}
+
 /// The store of one node.
 pub trait Store: Read + 'static {
     /// Makes a batch visible, all of it or nothing. It is durable after the next [`Store::sync`].
@@ -139,10 +150,11 @@ pub trait Store: Read + 'static {
     /// A view that later writes do not change. It pins deleted rows on disk: keep it for a bounded time.
     fn freeze(&self) -> Arc<dyn Read>;
 
-    /// Removes deleted rows of these ranges from every file, write-ahead log included (contract C5). Blocks for long;
-    /// call it from a thread of its own.
+    /// Removes deleted messages from every file, write-ahead log included (contract C5): queue entries, and ranges of any
+    /// rows. What a frozen view may still need waits for the next call. Costs what was deleted, not what is there. Blocks
+    /// for long; call it from a thread of its own.
     ///
     /// # Errors
     /// [`Error::Io`].
-    fn reclaim(&self, ranges: &[(Column, Range<Bytes>)]) -> Result<(), Error>;
+    fn reclaim(&self) -> Result<Reclaimed, Error>;
 }

@@ -15,6 +15,7 @@
 //! found when they are read, not at the start.
 
 pub mod damage;
+mod deleted;
 mod device;
 mod frames;
 mod frozen;
@@ -34,12 +35,13 @@ use parking_lot::Mutex;
 use rocksdb::{ColumnFamily, DB, ErrorKind, IteratorMode, ReadOptions, WriteBatch};
 use roost_proto::storage::Number;
 
+use self::deleted::Deleted;
 pub use self::device::{DiskSpace, disk_space};
-use self::frozen::Frozen;
+use self::frozen::{Frozen, Views};
 pub use self::options::Options;
 use self::sync_mark::SyncMark;
-use super::keys::Key;
-use super::{Batch, Column, Error, Op, Read, Rows, Store, value};
+use super::keys::{self, Key};
+use super::{Batch, Column, Error, Op, Read, Reclaimed, Rows, Store, value};
 
 /// Why a data directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +100,8 @@ pub struct RocksStore {
 /// What frozen views keep open too. Fields drop in order: the lock goes after the database.
 struct Engine {
     db: DB,
+    views: Views,
+    deleted: Deleted,
     _lock: File,
 }
 
@@ -125,12 +129,16 @@ impl RocksStore {
         let store = Self {
             engine: Arc::new(Engine {
                 db: db.map_err(|error| engine_error("opening", error))?,
+                views: Views::default(),
+                deleted: Deleted::default(),
                 _lock: lock,
             }),
             sync: Mutex::new(Syncs { mark, failed: None }),
             dir: dir.to_owned(),
         };
         store.sync()?;
+        let notes = store.scan(Column::Node, keys::deletions());
+        store.engine.deleted.load(notes)?;
         Ok(store)
     }
 
@@ -163,6 +171,27 @@ impl RocksStore {
 impl Engine {
     fn family(&self, column: Column) -> &ColumnFamily {
         family(&self.db, column)
+    }
+
+    fn write(&self, batch: &Batch) -> Result<(), rocksdb::Error> {
+        let mut writes = WriteBatch::default();
+        for op in &batch.0 {
+            match op {
+                Op::Put(column, key, value) => writes.put_cf(self.family(*column), key, value),
+                // Set once and removed once: both are gone when they meet, and need not reach the last level for it.
+                Op::Delete(column @ Column::State, key) if keys::queue_of(key).is_some() => {
+                    writes.single_delete_cf(self.family(*column), key);
+                }
+                Op::Delete(column, key) => writes.delete_cf(self.family(*column), key),
+                Op::DeleteRange(column, range) => {
+                    // RocksDB refuses a backward range, and with it the whole batch.
+                    if range.start < range.end {
+                        writes.delete_range_cf(self.family(*column), &range.start, &range.end);
+                    }
+                }
+            }
+        }
+        self.db.write(writes)
     }
 }
 
@@ -200,24 +229,10 @@ impl Read for RocksStore {
 }
 
 impl Store for RocksStore {
-    fn write(&self, batch: Batch) -> Result<(), Error> {
-        let mut writes = WriteBatch::default();
-        for op in &batch.0 {
-            match op {
-                Op::Put(column, key, value) => {
-                    writes.put_cf(self.engine.family(*column), key, value);
-                }
-                Op::Delete(column, key) => writes.delete_cf(self.engine.family(*column), key),
-                Op::DeleteRange(column, range) => {
-                    // RocksDB refuses a backward range, and with it the whole batch.
-                    if range.start < range.end {
-                        let family = self.engine.family(*column);
-                        writes.delete_range_cf(family, &range.start, &range.end);
-                    }
-                }
-            }
-        }
-        let written = self.engine.db.write(writes);
+    fn write(&self, mut batch: Batch) -> Result<(), Error> {
+        let Engine { deleted, views, .. } = &*self.engine;
+        let _noted = deleted.note(&mut batch, views.next());
+        let written = self.engine.write(&batch);
         written.map_err(|error| self.failed("writing", error))
     }
 
@@ -235,8 +250,8 @@ impl Store for RocksStore {
         Arc::new(Frozen::of(Arc::clone(&self.engine)))
     }
 
-    fn reclaim(&self, ranges: &[(Column, Range<Bytes>)]) -> Result<(), Error> {
-        reclaim::reclaim(&self.engine, &self.dir.join("db"), ranges)
+    fn reclaim(&self) -> Result<Reclaimed, Error> {
+        reclaim::reclaim(&self.engine, &self.dir.join("db"))
     }
 }
 

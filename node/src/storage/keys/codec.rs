@@ -14,6 +14,7 @@ pub(super) mod ordinal {
     pub(in super::super) const REPLICA: u8 = 3;
     pub(in super::super) const CLUSTER_CACHE: u8 = 4;
     pub(in super::super) const SYNC_MARK: u8 = 5;
+    pub(in super::super) const DELETED: u8 = 6;
 
     pub(in super::super) const VOTE: u8 = 1;
     pub(in super::super) const PURGED: u8 = 2;
@@ -47,7 +48,8 @@ impl<'a> Key<'a> {
             | Self::Plan
             | Self::Replica(_)
             | Self::ClusterCache
-            | Self::SyncMark => Column::Node,
+            | Self::SyncMark
+            | Self::Deleted(..) => Column::Node,
             Self::Vote(_) | Self::Purged(_) | Self::LogEntry(..) => Column::Log,
             _ => Column::State,
         }
@@ -62,6 +64,7 @@ impl<'a> Key<'a> {
             Self::Replica(_) => "replica record",
             Self::ClusterCache => "cached cluster state",
             Self::SyncMark => "sync mark",
+            Self::Deleted(..) => "note of a deletion",
             Self::Vote(_) => "vote",
             Self::Purged(_) => "purge marker",
             Self::LogEntry(..) => "log entry",
@@ -95,6 +98,9 @@ impl<'a> Key<'a> {
             Self::Replica(replica) => Writer::node(o::REPLICA).u64(replica.0),
             Self::ClusterCache => Writer::node(o::CLUSTER_CACHE),
             Self::SyncMark => Writer::node(o::SYNC_MARK),
+            Self::Deleted(column, start) => Writer::node(o::DELETED)
+                .u8(column_number(column))
+                .sized(start),
 
             Self::Vote(replica) => Writer::log(replica, o::VOTE),
             Self::Purged(replica) => Writer::log(replica, o::PURGED),
@@ -178,6 +184,7 @@ impl<'a> Key<'a> {
             ordinal::REPLICA => Self::Replica(ReplicaId(reader.u64()?)),
             ordinal::CLUSTER_CACHE => Self::ClusterCache,
             ordinal::SYNC_MARK => Self::SyncMark,
+            ordinal::DELETED => Self::Deleted(reader.column()?, reader.sized()?),
             _ => return None,
         })
     }
@@ -239,6 +246,15 @@ fn column_what(column: Column) -> &'static str {
     }
 }
 
+/// A column's number within a key. Frozen.
+fn column_number(column: Column) -> u8 {
+    match column {
+        Column::Node => 0,
+        Column::Log => 1,
+        Column::State => 2,
+    }
+}
+
 fn not_a(what: &'static str) -> Error {
     Error::Corrupt {
         what,
@@ -293,6 +309,15 @@ impl Writer {
         self.u8(0)
     }
 
+    /// Any bytes, behind their number.
+    fn sized(self, bytes: &[u8]) -> Self {
+        let length = u16::try_from(bytes.len()).expect("keys are short");
+        let mut writer = self;
+        writer.0.put_u16(length);
+        writer.0.put_slice(bytes);
+        writer
+    }
+
     fn status(self, status: Status) -> Self {
         let number = u8::try_from(i32::from(status));
         self.u8(number.expect("the statuses of the wire are numbered below 256"))
@@ -330,6 +355,19 @@ impl<'a> Reader<'a> {
         let (text, rest) = self.0.split_at(end);
         self.0 = &rest[1..];
         std::str::from_utf8(text).ok()
+    }
+
+    fn sized(&mut self) -> Option<&'a [u8]> {
+        let length = self.array().map(u16::from_be_bytes)?;
+        let (bytes, rest) = self.0.split_at_checked(length.into())?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn column(&mut self) -> Option<Column> {
+        let number = self.u8()?;
+        let mut columns = [Column::Node, Column::Log, Column::State].into_iter();
+        columns.find(|column| column_number(*column) == number)
     }
 
     fn status(&mut self) -> Option<Status> {

@@ -1,5 +1,5 @@
 //! Half-open key ranges: what scans, deletions and reclaiming go over. All are of the state column, except
-//! [`replicas`] (node column) and those whose name says log.
+//! [`replicas`] and [`deletions`] (node column) and those whose name says log.
 
 use std::ops::Range;
 
@@ -9,17 +9,19 @@ use super::codec::{Writer, ordinal};
 use super::{Home, Key};
 use crate::types::{DeviceId, ReplicaId, ShardId};
 
-/// Any column: all of it.
-#[must_use]
-pub fn everything() -> Range<Bytes> {
-    // Replica ids are counted from 1 and kinds are far below.
-    Bytes::new()..Bytes::from_static(&[u8::MAX; 9])
-}
+/// A replica and a generation, before the kind.
+const HOME_BYTES: usize = size_of::<u64>() + size_of::<u32>();
 
 /// Node column: every replica that lives, or lived, here.
 #[must_use]
 pub fn replicas() -> Range<Bytes> {
     prefix(Writer::node(ordinal::REPLICA))
+}
+
+/// Node column: what was deleted and may still be in files.
+#[must_use]
+pub fn deletions() -> Range<Bytes> {
+    prefix(Writer::node(ordinal::DELETED))
 }
 
 /// Log column: vote, purge marker and log of a replica.
@@ -66,6 +68,15 @@ pub fn entries_of(home: Home, user: &str, seqs: Range<u64>) -> Range<Bytes> {
 #[must_use]
 pub fn entries_of_user(home: Home, user: &str) -> Range<Bytes> {
     prefix(Writer::state(home, ordinal::ENTRY).text(user))
+}
+
+/// The range of the queue that a key is an entry of, if it is an entry. Entries are written once: by contract of the
+/// shard's machine no key of one is ever set while it is there.
+#[must_use]
+pub fn queue_of(key: &Bytes) -> Option<Range<Bytes>> {
+    let is_entry = key.get(HOME_BYTES) == Some(&ordinal::ENTRY);
+    let start = key.len().checked_sub(size_of::<u64>())?;
+    is_entry.then(|| key.slice(..start)..after(&key[..start]))
 }
 
 /// All entries of all users.
@@ -196,15 +207,20 @@ pub fn trims(home: Home) -> Range<Bytes> {
 /// Everything that starts with these bytes.
 fn prefix(start: Writer) -> Range<Bytes> {
     let start = start.finish();
-    let end = match start.iter().rposition(|&byte| byte != u8::MAX) {
+    let end = after(&start);
+    start..end
+}
+
+/// Behind everything that starts with these bytes.
+fn after(start: &[u8]) -> Bytes {
+    match start.iter().rposition(|&byte| byte != u8::MAX) {
         Some(last) => {
             let mut end = BytesMut::from(&start[..=last]);
             end[last] += 1;
             end.freeze()
         }
         None => behind_all(),
-    };
-    start..end
+    }
 }
 
 /// The first possible key behind this one.

@@ -26,12 +26,13 @@ fn layouts_are_frozen() {
         id: "i",
     };
     let (r, h) = (HOME.replica, HOME);
-    let golden: [(Key<'_>, &str); 25] = [
+    let golden: [(Key<'_>, &str); 26] = [
         (Key::Identity, "01"),
         (Key::Plan, "02"),
         (Key::Replica(r), "03 0000000000000102"),
         (Key::ClusterCache, "04"),
         (Key::SyncMark, "05"),
+        (Key::Deleted(Column::State, b"k"), "06 02 0001 6b"),
         (Key::Vote(r), "0000000000000102 01"),
         (Key::Purged(r), "0000000000000102 02"),
         (Key::LogEntry(r, 9), "0000000000000102 03 0000000000000009"),
@@ -122,7 +123,7 @@ struct Parts {
     status: Status,
 }
 
-const KINDS: u8 = 25;
+const KINDS: u8 = 26;
 
 impl Parts {
     fn key(&self) -> Key<'_> {
@@ -164,6 +165,7 @@ impl Parts {
             22 => Key::InboundMark(h, shard, self.number),
             23 => Key::Trim(h, a),
             24 => Key::Cluster(h),
+            25 => Key::Deleted(Column::Log, a.as_bytes()),
             _ => unreachable!("KINDS says how many there are"),
         }
     }
@@ -175,10 +177,11 @@ impl Parts {
 enum Part<'a> {
     Number(u64),
     Text(&'a str),
+    Bytes(&'a [u8]),
 }
 
 fn logical<'a>(key: &Key<'a>) -> Vec<Part<'a>> {
-    use Part::{Number as N, Text as T};
+    use Part::{Bytes as B, Number as N, Text as T};
     let state = |home: Home, kind: u64, rest: Vec<Part<'a>>| {
         let head = [N(home.replica.0), N(home.generation.into()), N(kind)];
         head.into_iter().chain(rest).collect()
@@ -190,6 +193,7 @@ fn logical<'a>(key: &Key<'a>) -> Vec<Part<'a>> {
         Key::Replica(r) => vec![N(3), N(r.0)],
         Key::ClusterCache => vec![N(4)],
         Key::SyncMark => vec![N(5)],
+        Key::Deleted(_, start) => vec![N(6), N(1), N(start.len() as u64), B(start)],
         Key::Vote(r) => vec![N(r.0), N(1)],
         Key::Purged(r) => vec![N(r.0), N(2)],
         Key::LogEntry(r, index) => vec![N(r.0), N(3), N(index)],
@@ -325,6 +329,7 @@ proptest! {
         let here = column == Column::State && other.home == h;
         let checks = [
             (Column::Node, replicas(), matches!(key, Key::Replica(_))),
+            (Column::Node, deletions(), matches!(key, Key::Deleted(..))),
             (Column::Log, replica_log_range(r), replica_of == Some(r)),
             (Column::Log, log_entries(r, n..up_to),
                 matches!(key, Key::LogEntry(x, i) if x == r && (n..up_to).contains(&i))),
@@ -358,6 +363,13 @@ proptest! {
             (Column::State, inbound_marks(h), here && matches!(key, Key::InboundMark(..))),
             (Column::State, trims(h), here && matches!(key, Key::Trim(..))),
         ];
+        if column == Column::State {
+            let queue = match key {
+                Key::Entry(home, user, _) => Some(entries_of_user(home, user)),
+                _ => None,
+            };
+            prop_assert_eq!(queue_of(&bytes), queue);
+        }
         for (at, (of, range, inside)) in checks.into_iter().enumerate() {
             if of == column {
                 prop_assert_eq!(range.contains(&bytes), inside, "range {}", at);

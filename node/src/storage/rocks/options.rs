@@ -20,6 +20,10 @@ pub struct Options {
     pub wal_bytes_max: u64,
     /// Table files kept open.
     pub open_files_max: i32,
+    /// The size of a table file: the least that is rewritten around one deleted row.
+    pub table_file_bytes: u64,
+    /// The size of the first level that is sorted as a whole, the least that each reclaiming rewrites.
+    pub first_level_bytes: u64,
     /// Threads that flush and compact.
     pub background_jobs_max: i32,
 }
@@ -31,6 +35,8 @@ impl Default for Options {
             write_buffer_bytes: 48 * MIB,
             wal_bytes_max: 128 * MIB as u64,
             open_files_max: 512,
+            table_file_bytes: 8 * MIB as u64,
+            first_level_bytes: 64 * MIB as u64,
             background_jobs_max: 2,
         }
     }
@@ -80,7 +86,10 @@ impl Options {
             (Column::State, 24 * MIB),
         ]
         .map(|(column, write_buffer_bytes)| {
-            ColumnFamilyDescriptor::new(name(column), column_options(&cache, write_buffer_bytes))
+            let mut options = column_options(&cache, write_buffer_bytes);
+            options.set_target_file_size_base(self.table_file_bytes);
+            options.set_max_bytes_for_level_base(self.first_level_bytes);
+            ColumnFamilyDescriptor::new(name(column), options)
         })
         .into()
     }
