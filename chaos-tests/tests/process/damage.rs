@@ -1,5 +1,6 @@
 //! Damaged files: what was synced and is damaged is refused, what a crash tore is not.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -135,6 +136,15 @@ impl Stage {
     }
 }
 
+/// All files of a directory with their bytes.
+fn contents(directory: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let name = |file: &Path| file.strip_prefix(directory).map(Path::to_owned);
+    let files = files(directory)?.into_iter();
+    files
+        .map(|file| Ok((name(&file)?, fs::read(&file)?)))
+        .collect()
+}
+
 /// The write-ahead log with the most in it.
 fn wal(data_dir: &Path) -> Result<PathBuf> {
     let logs = files(data_dir)?.into_iter();
@@ -238,6 +248,53 @@ async fn damage_met_by_a_compaction_has_its_node_rebuilt() -> Result<()> {
         stage.start_refused(victim).await
     })
     .await
+}
+
+/// Goal: when every store is damaged at once nobody can bring anybody up to date: no node serves, each says what to do,
+/// and nothing is deleted; mended and put back, everything is there. Method: one bit in the log of every dead node; all
+/// start, twice, and every store set aside stays as it was, byte for byte; then what docs/OPERATIONS.md says is done.
+#[tokio::test]
+async fn all_nodes_damaged_at_once_keep_everything() -> Result<()> {
+    let mut stage = Stage::start().await?;
+    stage.lab.fault("kill -9 of all");
+    stage.lab.cluster.kill_all().await?;
+    let data_dirs: Vec<_> = (1..=3)
+        .map(|k| stage.lab.cluster.node(k).data_dir())
+        .collect();
+    let (mut bits, mut stores) = (Vec::new(), Vec::new());
+    for (k, data_dir) in (1..=3).zip(&data_dirs) {
+        bits.push(stage.flip_in_wal(k)?);
+        stores.push(contents(&data_dir.join("store"))?);
+    }
+    for _ in 0..2 {
+        stage.lab.cluster.start_all()?;
+        for k in 1..=3 {
+            until(LIMIT, "the words of a node without a cluster", async || {
+                let answer = stage.lab.cluster.node(k).get("/readyz").await;
+                let says =
+                    |body: &str| body.contains("damaged at once") && body.contains("OPERATIONS");
+                Ok(answer
+                    .is_ok_and(|a| a.status == 503 && says(&a.body))
+                    .then_some(()))
+            })
+            .await?;
+        }
+        stage.lab.cluster.kill_all().await?;
+        for (data_dir, before) in data_dirs.iter().zip(&stores) {
+            let aside = contents(&data_dir.join("store.damaged"))?;
+            ensure!(aside == *before, "{} has changed", data_dir.display());
+        }
+    }
+    for (data_dir, (wal, middle)) in data_dirs.iter().zip(&bits) {
+        let store = data_dir.join("store");
+        fs::remove_dir_all(&store)?;
+        fs::rename(data_dir.join("store.damaged"), &store)?;
+        flip_bit(wal, *middle)?;
+    }
+    stage.lab.cluster.start_all()?;
+    stage.lab.cluster.wait_ready().await?;
+    stage.send("after").await?;
+    stage.listen().await
 }
 
 /// Goal: a node whose whole data directory is gone is a new node, and takes nobody's place. Method: a dead node's

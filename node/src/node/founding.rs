@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::peer::grpc;
 use crate::peer::server::Doorkeeper;
 use crate::storage::keys::Key;
+use crate::storage::rocks::steps;
 use crate::storage::{Batch, Store, value};
 use crate::types::{NodeId, ReplicaId};
 use crate::versions::{self, PEER_WIRE};
@@ -330,7 +331,9 @@ impl Founding {
         }
         if let Some(cluster_id) = self.cluster_id() {
             return Ok(Round::Wait(format!(
-                "rebuilding: no node of cluster.initial_nodes answers that knows cluster {cluster_id}; what was set aside stays"
+                "rebuilding: no node of cluster.initial_nodes answers that knows cluster {cluster_id}. Start the other nodes. \
+                 If all of them say this, their stores were damaged at once: what was set aside stays, delete nothing, and \
+                 see \"All nodes are damaged\" in docs/OPERATIONS.md"
             )));
         }
         for (address, answer) in &answers {
@@ -401,7 +404,7 @@ impl Founding {
 
     /// Makes the plan and this node's founding replicas durable before anybody is told. A node that had been somebody
     /// before has lost its founding replicas, and opens none.
-    fn adopt(&self, plan: Plan, token: AdminToken) -> anyhow::Result<()> {
+    pub(super) fn adopt(&self, plan: Plan, token: AdminToken) -> anyhow::Result<()> {
         let path = self.config.data_dir.join(ADMIN_TOKEN_FILE);
         if !path.exists() {
             token.write_new(&path)?;
@@ -425,7 +428,9 @@ impl Founding {
         }
         batch.put_row(&Key::Plan, &plan);
         self.store.write(batch)?;
+        steps::passed("the plan is written");
         self.store.sync()?;
+        steps::passed("the plan is durable");
         if self.kept.is_none() {
             keep_identity(&self.config, self.me, &plan)?;
         }
@@ -491,7 +496,9 @@ fn make_identity(store: &dyn Store, node: Option<String>) -> anyhow::Result<Node
     let mut batch = Batch::default();
     batch.put_row(&Key::Identity, &identity);
     store.write(batch)?;
+    steps::passed("the identity is written");
     store.sync()?;
+    steps::passed("the identity is durable");
     Ok(identity)
 }
 

@@ -167,3 +167,6 @@ fn placed_here(me: NodeId, placement: &Placement) -> impl Iterator<Item = (Shard
             .map(move |(id, _)| (shard, *id))
     })
 }
+
+#[cfg(test)]
+mod tests;

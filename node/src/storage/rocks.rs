@@ -21,6 +21,7 @@ mod frames;
 mod frozen;
 mod options;
 mod reclaim;
+pub(crate) mod steps;
 mod sync_mark;
 #[cfg(test)]
 mod tests;
@@ -118,12 +119,15 @@ impl RocksStore {
     /// See [`OpenError`]. A damaged directory is left as it is.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, OpenError> {
         fs::create_dir_all(dir).map_err(file_error("making", dir))?;
+        steps::passed("the directory is there");
         let lock = lock(dir)?;
+        steps::passed("the store is locked");
         device::check_after_failure(dir)?;
         damage::check(dir)?;
         let db_dir = dir.join("db");
         let database_exists = db_dir.join("CURRENT").exists();
         let mark = SyncMark::open(dir, database_exists)?;
+        steps::passed("the sync mark is there");
         check(&db_dir, options, mark.number())?;
         let db = DB::open_cf_descriptors(&options.database(), &db_dir, options.columns());
         let store = Self {
@@ -136,7 +140,9 @@ impl RocksStore {
             sync: Mutex::new(Syncs { mark, failed: None }),
             dir: dir.to_owned(),
         };
+        steps::passed("the database is there");
         store.sync()?;
+        steps::passed("the first sync is done");
         let notes = store.scan(Column::Node, keys::deletions());
         store.engine.deleted.load(notes)?;
         Ok(store)

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::{Error, OpenError, file_error, lock};
+use super::{Error, OpenError, file_error, lock, steps};
 
 /// Its text is for the operator.
 const MARK_NAME: &str = "DAMAGED";
@@ -46,9 +46,12 @@ pub fn set_aside(dir: &Path, aside: &Path) -> Result<(), OpenError> {
     // Held until it is done: whoever opened the store meanwhile keeps it.
     let _lock = lock(dir)?;
     fs::rename(dir, aside).map_err(file_error("setting aside", dir))?;
+    steps::passed("the store is set aside");
     let parent = aside.parent().unwrap_or(Path::new("."));
     let synced = File::open(parent).and_then(|parent| parent.sync_all());
-    synced.map_err(file_error("syncing", parent))
+    synced.map_err(file_error("syncing", parent))?;
+    steps::passed("that it is set aside is durable");
+    Ok(())
 }
 
 #[cfg(test)]

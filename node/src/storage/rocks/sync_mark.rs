@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{Error, OpenError, file_error, lost};
+use super::{Error, OpenError, file_error, lost, steps};
 
 const NAME: &str = "SYNCED";
 /// Slots lie in pages of their own, and a page is written whole or not at all.
@@ -73,6 +73,7 @@ fn create(dir: &Path) -> io::Result<()> {
     file.set_len(2 * SLOT_DISTANCE_BYTES)?;
     write_slot(&file, 0)?;
     file.sync_all()?;
+    steps::passed("the sync mark is written");
     fs::rename(unfinished, dir.join(NAME))?;
     File::open(dir)?.sync_all()
 }
