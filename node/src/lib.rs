@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod metrics;
+pub mod sabotage;
 pub mod telemetry;
 pub mod types;
 pub mod versions;

@@ -202,6 +202,8 @@ metrics! {
     // Router.
     Counter FORWARDS = "roost_router_forwards_total", Count, by "outcome";
         "Requests sent to a shard's leader, by outcome: each retry counts."
+    Counter OUTBOX_RETRIES = "roost_router_outbox_retries_total", Count;
+        "Times that outbox rows could not be carried to their destination at once, and are tried again."
     Counter DROPPED_OUTBOX_ROWS = "roost_router_dropped_outbox_rows_total", Count;
         "Outbox rows that their destination refused for good, because the user is gone."
 

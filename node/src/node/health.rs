@@ -18,7 +18,7 @@ use crate::storage::syncer::Syncer;
 const SYNC_STUCK: Duration = Duration::from_secs(60);
 
 /// What the probes and the other nodes are told of this one.
-pub(crate) struct NodeHealth {
+pub struct NodeHealth {
     name: String,
     syncer: Arc<Syncer>,
     disk_low: Arc<AtomicBool>,
@@ -39,7 +39,9 @@ enum Phase {
 }
 
 impl NodeHealth {
-    pub(crate) fn new(config: &Config, syncer: Arc<Syncer>) -> Arc<Self> {
+    /// It waits for its cluster.
+    #[must_use]
+    pub fn new(config: &Config, syncer: Arc<Syncer>) -> Arc<Self> {
         let warnings = config
             .insecure_listeners()
             .into_iter()
@@ -92,7 +94,7 @@ impl NodeHealth {
     }
 
     /// It takes part, and serves as soon as its replicas do.
-    pub(crate) fn joined(&self, replicas: &Arc<Replicas>) {
+    pub fn joined(&self, replicas: &Arc<Replicas>) {
         self.enter(Phase::Joined(Arc::clone(replicas)));
     }
 

@@ -1,6 +1,7 @@
 //! One node: built in order of dependence, stopped in reverse.
 
 mod addresses;
+mod core;
 mod founding;
 mod health;
 mod identity;
@@ -11,39 +12,32 @@ mod rebuild;
 mod renewal;
 mod supervisor;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use roost_proto::storage::{ClusterState, LocalReplica, ReplicaState};
+use roost_proto::storage::ClusterState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::controller::{self, Controller};
 use crate::edge::Served;
-use crate::edge::peer::PeerService;
+use crate::peer::Links;
 use crate::peer::grpc::Dialer;
-use crate::peer::{Links, Peers};
-use crate::replica::clock::{Vitals, system_wall_clock};
-use crate::replica::{Context, LevelOf, OutboxSignals, Replicas};
+use crate::replica::clock::system_wall_clock;
 use crate::router::placement::Placement;
-use crate::router::{Router, outbox};
-use crate::session::Sessions;
 use crate::storage::rocks::damage;
 use crate::storage::{self, Store, syncer::Syncer};
-use crate::types::{NodeId, ReplicaId, ShardId};
-use crate::{metrics, telemetry};
+use crate::types::NodeId;
+use crate::{metrics, sabotage, telemetry};
 use addresses::Addresses;
 use founding::Founding;
-use health::NodeHealth;
 use keeper::Keeper;
 use listeners::{Bound, Serving};
 use rebuild::Opened;
-use renewal::Renewals;
-use supervisor::Supervisor;
+
+pub use self::core::{Condemn, Core, Ground};
+pub use health::NodeHealth;
 
 /// How a node ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +60,12 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     for (key, address) in config.insecure_listeners() {
         tracing::warn!(key, %address, "listening beyond loopback without encryption (insecure = true)");
     }
+    if let Some(sabotage) = sabotage::chosen() {
+        tracing::error!(
+            name = sabotage.name(),
+            "this node breaks a promise on purpose"
+        );
+    }
     let bound = Bound::bind(&config.listen).await?;
     let stop = stop_signal(config.exit_with_stdin);
     let failed = CancellationToken::new();
@@ -82,7 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let serving = Serving::start(bound, &founding, &health, exposition, &config, &shutdown).await;
     let running = async {
         let cluster = founding.wait(&health).await?;
-        let node = Node::build(
+        let node = build(
             Disk {
                 config: &config,
                 store,
@@ -96,7 +96,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
             &shutdown,
         )
         .await?;
-        node.serve(&serving);
+        serve(&node, &serving);
         health.joined(&node.replicas);
         Ok::<_, anyhow::Error>(node)
     };
@@ -114,7 +114,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
         && !failed.is_cancelled()
     {
         health.stopping();
-        node.drain(&config).await;
+        node.drain(&config.session).await;
     }
     shutdown.cancel();
     if !failed.is_cancelled() {
@@ -137,188 +137,61 @@ struct Disk<'a> {
     condemn: Arc<Condemn>,
 }
 
-/// A node that belongs to a cluster.
-struct Node {
-    me: NodeId,
-    peers: Arc<dyn Peers>,
-    replicas: Arc<Replicas>,
-    router: Arc<Router>,
-    sessions: Arc<Sessions>,
-    service: Arc<PeerService>,
+/// A node that belongs to a cluster: its core, on this machine's disk, network and clock.
+async fn build(
+    disk: Disk<'_>,
+    cluster: ClusterState,
+    founding: &Arc<Founding>,
+    health: &Arc<NodeHealth>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Core> {
+    let config = disk.config;
+    let me = founding.identity();
+    let placement = Arc::new(Placement::from_state(&cluster)?);
+    let placements = watch::Sender::new(Arc::clone(&placement));
+    let addresses = Arc::new(Addresses {
+        founding: Arc::clone(founding),
+        placements: placements.subscribe(),
+    });
+    let links = open_links(config, me, &placement.cluster_id, &addresses, shutdown);
+    addresses.greet().await?;
+    let stop = shutdown.clone();
+    tokio::spawn(async move { stop.run_until_cancelled(addresses.look_for_others()).await });
+    let ground = Ground {
+        me,
+        store_id: founding.store_id(),
+        record: founding.record(),
+        config: Arc::clone(config),
+        store: Arc::clone(&disk.store),
+        syncer: Arc::clone(&disk.syncer),
+        links,
+        wall: system_wall_clock(),
+        cluster,
+        placements,
+        health: Arc::clone(health),
+        condemn: disk.condemn,
+        store_failed: disk.failed,
+    };
+    let core = Core::build(ground, shutdown).await?;
+    let keeper = Keeper {
+        config: Arc::clone(config),
+        store: disk.store,
+        syncer: disk.syncer,
+        replicas: Arc::clone(&core.replicas),
+        disk_low: health.disk_low_flag(),
+    };
+    keeper.start(shutdown);
+    Ok(core)
 }
 
-impl Node {
-    async fn build(
-        disk: Disk<'_>,
-        cluster: ClusterState,
-        founding: &Arc<Founding>,
-        health: &Arc<NodeHealth>,
-        shutdown: &CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let Disk {
-            config,
-            store,
-            syncer,
-            failed,
-            condemn,
-        } = disk;
-        let me = founding.identity();
-        let placement = Arc::new(Placement::from_state(&cluster)?);
-        let (placement_sender, placements) = watch::channel(Arc::clone(&placement));
-        let addresses = Arc::new(Addresses {
-            founding: Arc::clone(founding),
-            placements: placements.clone(),
-        });
-        let links = open_links(config, me, &placement.cluster_id, &addresses, shutdown);
-        let peers: Arc<dyn Peers> = Arc::new(links.clone());
-        let vitals = Arc::new(Vitals::default());
-        let wall = system_wall_clock();
-        let disk_low = health.disk_low_handle();
-        let no_room = no_majority_has_room(&disk_low, &vitals, placement.nodes().len());
-        let cluster_changed = keeper::cluster_keeper(Arc::clone(&store), placement_sender);
-        let outbox_signals = Arc::new(OutboxSignals::default());
-        let replicas = Arc::new(Replicas::new(Context {
-            config: Arc::clone(config),
-            store: Arc::clone(&store),
-            syncer: Arc::clone(&syncer),
-            peers: Arc::clone(&peers),
-            wall: Arc::clone(&wall),
-            vitals: Arc::clone(&vitals),
-            nodes: placement.nodes().len(),
-            shards: placement.shards,
-            disk_low: no_room,
-            feature_level: announced_levels(&placements),
-            outbox: Arc::clone(&outbox_signals),
-            cluster_changed: Arc::clone(&cluster_changed),
-        }));
-        let service = Arc::new(PeerService::new(
-            Arc::clone(&replicas),
-            Arc::clone(health) as Arc<_>,
-            Arc::clone(&wall),
-        ));
-        links.serve_here(Arc::clone(&service) as Arc<_>);
-        addresses.greet().await?;
-        let stop = shutdown.clone();
-        tokio::spawn(async move { stop.run_until_cancelled(addresses.look_for_others()).await });
-        let locals = local::all(&*store)?;
-        for local in &locals {
-            open_replica(&replicas, &placement, &*store, local).await?;
-        }
-        // Before anybody can ask: a node in the middle of its rebuild is at no moment ready.
-        health.rebuilds(rebuild::progress(me, &placement, &locals));
-        let router = Arc::new(Router::new(
-            Arc::clone(&peers),
-            Arc::clone(&replicas),
-            placements,
-        ));
-        let sessions = Sessions::new(Arc::clone(&router), config);
-        let pump = outbox::run(
-            Arc::clone(&router),
-            Arc::clone(&replicas),
-            outbox_signals,
-            shutdown.clone(),
-        );
-        tokio::spawn(pump);
-        let controller = Controller {
-            me,
-            peers: Arc::clone(&peers),
-            replicas: Arc::clone(&replicas),
-            router: Arc::clone(&router),
-            vitals,
-            wall,
-            clock_offset_max_ms: config.replica.clock_offset_max_ms,
-            disk_low,
-            clock_warning: clock_warning(health),
-            plan: cluster.plan.unwrap_or_default(),
-            record: founding.record(),
-            cluster_changed,
-        };
-        tokio::spawn(controller.run(shutdown.clone()));
-        let supervisor = Supervisor {
-            renewals: Renewals {
-                me,
-                store_id: founding.store_id(),
-                store: Arc::clone(&store),
-                replicas: Arc::clone(&replicas),
-                router: Arc::clone(&router),
-                leading: Arc::default(),
-            },
-            health: Arc::clone(health),
-            data_dir: config.data_dir.clone(),
-            condemn,
-            store_failed: failed.clone(),
-        };
-        tokio::spawn(supervisor.run(shutdown.clone()));
-        let keeper = Keeper {
-            config: Arc::clone(config),
-            store,
-            syncer,
-            replicas: Arc::clone(&replicas),
-            disk_low: health.disk_low_flag(),
-        };
-        keeper.start(shutdown);
-        Ok(Self {
-            me,
-            peers,
-            replicas,
-            router,
-            sessions,
-            service,
-        })
-    }
-
-    /// Lets other nodes and clients in.
-    fn serve(&self, serving: &Serving) {
-        serving.peers.serve(Arc::clone(&self.service) as Arc<_>);
-        serving.clients.take(Served {
-            sessions: Arc::clone(&self.sessions),
-            router: Arc::clone(&self.router),
-            peers: Arc::clone(&self.peers),
-        });
-    }
-
-    /// Stops taking sessions, hands leaderships over, tells sessions where to go.
-    async fn drain(&self, config: &Config) {
-        let within = Duration::from_millis(config.session.drain_ms);
-        let hand_over =
-            controller::hand_over_all(self.me, &self.replicas, &self.router, &*self.peers);
-        // What was not handed over in time is elected elsewhere, a moment later.
-        let _ = tokio::time::timeout(within, async {
-            tokio::join!(self.sessions.drain(within), hand_over)
-        })
-        .await;
-        for replica in self.replicas.all() {
-            self.replicas.close(replica.shard()).await;
-        }
-        tracing::info!("drained");
-    }
-}
-
-/// Where the controller says that this node's clock is off, or no longer.
-fn clock_warning(health: &Arc<NodeHealth>) -> Arc<dyn Fn(Option<String>) + Send + Sync> {
-    let health = Arc::clone(health);
-    Arc::new(move |warning| health.note("clock", warning))
-}
-
-/// Whether new messages are refused: this node's disk is below its reserve, or those of so many others that no majority
-/// has room.
-fn no_majority_has_room(
-    here: &Arc<dyn Fn() -> bool + Send + Sync>,
-    vitals: &Arc<Vitals>,
-    nodes: usize,
-) -> Arc<dyn Fn() -> bool + Send + Sync> {
-    let (here, vitals) = (Arc::clone(here), Arc::clone(vitals));
-    Arc::new(move || here() || 2 * (nodes - vitals.nodes_without_room().min(nodes)) <= nodes)
-}
-
-/// What the other nodes understand, as the meta shard has it.
-fn announced_levels(placements: &watch::Receiver<Arc<Placement>>) -> LevelOf {
-    let placements = placements.clone();
-    Arc::new(move |node| {
-        let placement = placements.borrow();
-        let node = placement.nodes().get(&node);
-        node.map_or(0, |node| node.feature_level)
-    })
+/// Lets other nodes and clients in.
+fn serve(core: &Core, serving: &Serving) {
+    serving.peers.serve(Arc::clone(&core.service) as Arc<_>);
+    serving.clients.take(Served {
+        sessions: Arc::clone(&core.sessions),
+        router: Arc::clone(&core.router),
+        peers: Arc::clone(&core.peers),
+    });
 }
 
 fn open_links(
@@ -339,42 +212,6 @@ fn open_links(
         shutdown.clone(),
     )
 }
-
-async fn open_replica(
-    replicas: &Arc<Replicas>,
-    placement: &Placement,
-    store: &dyn Store,
-    local: &LocalReplica,
-) -> anyhow::Result<()> {
-    if local.state() != ReplicaState::Active {
-        return Ok(());
-    }
-    let shard = ShardId(local.shard);
-    let members: BTreeMap<ReplicaId, NodeId> = placement.replicas(shard).iter().copied().collect();
-    // Only a founding replica founds; one that was renewed is added by its shard's leader.
-    let members = members
-        .contains_key(&ReplicaId(local.replica))
-        .then_some(members);
-    match replicas.open(local, members).await {
-        Ok(_) => Ok(()),
-        Err(error) => match error.damage() {
-            // The node goes on with its other replicas; the supervisor has this one renewed.
-            Some(reason) => {
-                tracing::error!(%shard, replica = local.replica, reason, "a replica is damaged; it does not start");
-                Ok(local::mark_failed(
-                    store,
-                    shard,
-                    ReplicaId(local.replica),
-                    reason,
-                )?)
-            }
-            None => Err(error).with_context(|| format!("shard {shard} does not open")),
-        },
-    }
-}
-
-/// Has the next start refuse the store, and rebuild the node where it can.
-type Condemn = dyn Fn(&storage::Error) + Send + Sync;
 
 fn condemner(config: &Config) -> Arc<Condemn> {
     let path = keeper::store_path(config);

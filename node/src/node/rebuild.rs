@@ -148,6 +148,11 @@ pub(crate) fn progress(
     })
 }
 
+/// Whether a store was set aside.
+pub(crate) fn is_aside(data_dir: &Path) -> bool {
+    aside_path(data_dir).exists()
+}
+
 /// Deletes the store that was set aside, once nothing of it is needed. True if there was one. Blocks.
 ///
 /// # Errors

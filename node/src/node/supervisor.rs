@@ -12,6 +12,7 @@ use roost_proto::storage::{LocalReplica, ReplicaState};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::core::Condemn;
 use super::health::NodeHealth;
 use super::renewal::Renewals;
 use super::{local, rebuild};
@@ -19,6 +20,7 @@ use crate::metrics;
 use crate::raft::Failed;
 use crate::replica::Replica;
 use crate::router::placement::Placement;
+use crate::sabotage::{self, Break};
 use crate::storage;
 use crate::types::{ReplicaId, ShardId};
 
@@ -31,7 +33,7 @@ pub(crate) struct Supervisor {
     pub(crate) health: Arc<NodeHealth>,
     pub(crate) data_dir: PathBuf,
     /// Refuses the store from now on: the node's own rows are damaged.
-    pub(crate) condemn: Arc<dyn Fn(&storage::Error) + Send + Sync>,
+    pub(crate) condemn: Arc<Condemn>,
     /// Ends the process: the store itself has failed.
     pub(crate) store_failed: CancellationToken,
 }
@@ -75,8 +77,15 @@ impl Supervisor {
         }
         let placement = router.placement();
         let mut locals = local::all(&**store)?;
-        let lost = rebuild::lost(*me, *store_id, &placement, &locals);
+        let mut lost = rebuild::lost(*me, *store_id, &placement, &locals);
         if !lost.is_empty() {
+            if sabotage::on(Break::IdReused) {
+                for row in &lost {
+                    self.open(&local::active(row.shard, row.replica)).await?;
+                }
+                let opened = lost.iter().map(|row| local::active(row.shard, row.replica));
+                lost = opened.collect();
+            }
             local::write(&**store, &lost)?;
             tracing::error!(
                 replicas = lost.len(),
@@ -120,6 +129,9 @@ impl Supervisor {
     }
 
     async fn delete_aside(&self) {
+        if !rebuild::is_aside(&self.data_dir) {
+            return;
+        }
         let data_dir = self.data_dir.clone();
         let deleted = tokio::task::spawn_blocking(move || rebuild::delete_aside(&data_dir)).await;
         match deleted {

@@ -9,13 +9,14 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
-use roost_proto::peer::Frame;
+use roost_proto::peer::{Frame, Message, message, raft_request, request};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,8 @@ struct State {
     nodes: BTreeMap<NodeId, Arc<dyn Service>>,
     cut: BTreeSet<(NodeId, NodeId)>,
     delay_ms: RangeInclusive<u64>,
+    /// The share of snapshot chunks in which a bit flips on the way, and how many did.
+    flips: (f64, u64),
     /// Open links, by who dialled whom.
     links: Vec<(NodeId, NodeId, CancellationToken)>,
     next_link: u64,
@@ -58,6 +61,7 @@ impl Network {
                 nodes: BTreeMap::new(),
                 cut: BTreeSet::new(),
                 delay_ms: 0..=0,
+                flips: (0.0, 0),
                 links: Vec::new(),
                 next_link: LinkId::FIRST_FROM_OTHERS,
                 random: SmallRng::seed_from_u64(seed),
@@ -92,6 +96,17 @@ impl Network {
     /// Every frame from now on takes this long, drawn anew for each; order within a link stays.
     pub fn delay(&self, delay_ms: RangeInclusive<u64>) {
         self.0.state.lock().delay_ms = delay_ms;
+    }
+
+    /// From now on this share of the chunks of snapshots arrives with a bit flipped.
+    pub fn flip_bits_of_snapshots(&self, share: f64) {
+        self.0.state.lock().flips.0 = share;
+    }
+
+    /// How many chunks of snapshots arrived with a bit flipped.
+    #[must_use]
+    pub fn flipped_bits(&self) -> u64 {
+        self.0.state.lock().flips.1
     }
 
     /// Nothing gets from one node to the other until [`Network::heal`]; the other direction stays, until links break.
@@ -190,7 +205,8 @@ impl Network {
         let network = self.clone();
         tokio::spawn(async move {
             let mut last = Instant::now();
-            while let Some(Some(frame)) = closed.run_until_cancelled(frames.next()).await {
+            while let Some(Some(mut frame)) = closed.run_until_cancelled(frames.next()).await {
+                network.flip_bits(&mut frame);
                 last = last.max(Instant::now() + network.draw_delay());
                 if sent.send((last, frame)).is_err() {
                     break;
@@ -198,6 +214,19 @@ impl Network {
             }
         });
         arriving
+    }
+
+    fn flip_bits(&self, frame: &mut Frame) {
+        let State { flips, random, .. } = &mut *self.0.state.lock();
+        for chunk in frame.messages.iter_mut().filter_map(snapshot_chunk) {
+            if flips.0 > 0.0 && random.random_bool(flips.0) {
+                let mut bytes = chunk.to_vec();
+                let bit = random.random_range(0..bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                *chunk = bytes.into();
+                flips.1 += 1;
+            }
+        }
     }
 
     async fn passable(&self, from: NodeId, to: NodeId) {
@@ -256,6 +285,20 @@ impl Dial for Dialer {
         frames: Frames,
     ) -> BoxFuture<'_, Result<BoxStream<'static, Frame>, DialError>> {
         Box::pin(self.open(node, lane, frames))
+    }
+}
+
+/// The chunk of a snapshot in a message, if it carries one.
+fn snapshot_chunk(message: &mut Message) -> Option<&mut Bytes> {
+    let Some(message::Message::Call(call)) = &mut message.message else {
+        return None;
+    };
+    match call.request.as_mut()?.request.as_mut()? {
+        request::Request::Raft(raft) => match raft.body.as_mut()? {
+            raft_request::Body::SnapshotChunk(chunk) => Some(chunk),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

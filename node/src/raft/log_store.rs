@@ -21,6 +21,7 @@ use self::cache::Cache;
 use super::codec::{self, entry_bytes};
 use super::fault::Fault;
 use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
+use crate::sabotage::{self, Break};
 use crate::storage::keys::{Key, log_entries};
 use crate::storage::syncer::Syncer;
 use crate::storage::{Batch, Column, Error, Read, Store, value};
@@ -260,6 +261,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        if sabotage::on(Break::VoteNotSaved) {
+            return Ok(());
+        }
         let key = Key::Vote(self.0.replica).encode();
         let mut batch = Batch::default();
         let value = value::seal(&key, &codec::encode(vote));

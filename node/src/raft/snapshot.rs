@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::codec::{Code, Progress};
 use super::states::{States, read_progress};
 use super::types::{LogId, SnapshotMeta, TypeConfig, Vote, random_id};
+use crate::sabotage::{self, Break};
 use crate::storage::keys::{Home, home_range};
 use crate::storage::{Batch, Column, Error, Read, value};
 
@@ -266,7 +267,7 @@ impl Receiver {
     }
 
     fn finish(&self, states: &States, total: Total) -> Result<Received, Error> {
-        if total != self.total {
+        if total != self.total && !sabotage::on(Break::SnapshotUnchecked) {
             return Err(refuse(
                 "its rows do not have the count or checksum that they should",
             ));

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::Error;
 use crate::metrics;
 use crate::raft::Group;
+use crate::sabotage::{self, Break};
 use crate::types::ShardId;
 
 /// Readers that wait; beyond it they are told to come back.
@@ -36,6 +37,9 @@ impl Barrier {
     /// # Errors
     /// [`Error::NotLeader`], [`Error::Overloaded`], [`Error::Stopping`].
     pub(super) async fn confirm(&self) -> Result<(), Error> {
+        if sabotage::on(Break::StaleReads) {
+            return Ok(());
+        }
         let (reply, answer) = oneshot::channel();
         self.waiting.try_send(reply).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded {

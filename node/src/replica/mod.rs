@@ -37,6 +37,7 @@ pub use replicas::{Context, Replicas};
 use crate::auth;
 use crate::metrics;
 use crate::raft::{Group, Role, View};
+use crate::sabotage::{self, Break};
 use crate::shard::{Effects, read::Reader};
 use crate::storage::keys::Key;
 use crate::storage::value;
@@ -172,9 +173,10 @@ impl Replica {
         state.role == Role::Leader
             && self.damage.lock().is_none()
             && state.applied_own_term
-            && state
-                .quorum_age
-                .is_some_and(|age| age <= QUORUM_SILENCE_MAX)
+            && (sabotage::on(Break::StaleReads)
+                || state
+                    .quorum_age
+                    .is_some_and(|age| age <= QUORUM_SILENCE_MAX))
     }
 
     /// The applied state, as it is now. Only a leader's confirmed read may be shown to anybody.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Router};
 use crate::metrics;
 use crate::replica::{OutboxSignals, Replica, Replicas};
+use crate::sabotage::{self, Break};
 use crate::shard::receipt_bytes;
 use crate::types::ShardId;
 
@@ -105,6 +106,7 @@ async fn drain(router: &Router, replica: &Replica, destination: ShardId) {
             Ok(false) => return,
             Err(error) => {
                 tracing::debug!(source = %replica.shard(), %destination, %error, "outbox waits");
+                metrics::OUTBOX_RETRIES.handle().increment(1);
                 tokio::time::sleep(back_off).await;
                 back_off = (back_off * 2).min(BACK_OFF.1);
             }
@@ -141,6 +143,9 @@ async fn carry(router: &Router, replica: &Replica, destination: ShardId) -> Resu
             })
             .collect(),
     };
+    if sabotage::on(Break::OutboxTrimmed) {
+        return forget(router, replica, destination, inbound).await;
+    }
     let outcome = router
         .propose(destination, command::Command::Inbound(inbound), ATTEMPT)
         .await?;
@@ -152,15 +157,34 @@ async fn carry(router: &Router, replica: &Replica, destination: ShardId) -> Resu
     metrics::DROPPED_OUTBOX_ROWS
         .handle()
         .increment(answer.dropped);
+    trim(replica, destination, answer.number).await?;
+    Ok(true)
+}
+
+/// [`Break::OutboxTrimmed`]: what is sent counts as arrived.
+async fn forget(
+    router: &Router,
+    replica: &Replica,
+    destination: ShardId,
+    inbound: Inbound,
+) -> Result<bool, Error> {
+    let last = inbound.items.last().map_or(0, |item| item.number);
+    let command = command::Command::Inbound(inbound);
+    let sent = router.propose(destination, command, Duration::from_millis(10));
+    drop(sent.await);
+    trim(replica, destination, last).await?;
+    Ok(true)
+}
+
+/// Removes the rows that the destination has committed.
+async fn trim(replica: &Replica, destination: ShardId, number: u64) -> Result<(), Error> {
     let trim = OutboxTrim {
         destination: destination.0,
-        number: answer.number,
+        number,
     };
-    replica
-        .propose(Command {
-            command: Some(command::Command::OutboxTrim(trim)),
-        })
-        .await
-        .map_err(|error| Error::Internal(error.to_string()))?;
-    Ok(true)
+    let trimmed = replica.propose(Command {
+        command: Some(command::Command::OutboxTrim(trim)),
+    });
+    let trimmed = trimmed.await.map(drop);
+    trimmed.map_err(|error| Error::Internal(error.to_string()))
 }

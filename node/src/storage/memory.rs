@@ -256,7 +256,8 @@ impl View {
             return value.clone();
         }
         let mut damaged = value.to_vec();
-        if let Some(byte) = damaged.last_mut() {
+        let middle = damaged.len() / 2;
+        if let Some(byte) = damaged.get_mut(middle) {
             *byte ^= 1;
         }
         damaged.into()

@@ -8,6 +8,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::Message;
 
 use super::{Error, Read, keys::Key};
+use crate::sabotage::{self, Break};
 
 /// The format that this build writes, and the newest it reads.
 pub const VERSION: u8 = 1;
@@ -70,7 +71,7 @@ pub fn open(what: &'static str, key: &[u8], value: Bytes) -> Result<Bytes, Error
         return Err(corrupt(what, "too short for its checksum".to_owned()));
     };
     let (checked, stored) = value.split_at(payload_end);
-    if stored != checksum(key, checked) {
+    if stored != checksum(key, checked) && !sabotage::on(Break::RowUnchecked) {
         return Err(corrupt(what, "its checksum does not fit".to_owned()));
     }
     match value[0] {
