@@ -13,6 +13,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Violation> {
         .filter_map(|delivery| genuine(facts, delivery))
         .collect();
     found.extend(once(facts));
+    found.extend(gone(facts));
     found.extend(complete(facts));
     found
 }
@@ -58,6 +59,19 @@ fn once(facts: &Facts) -> Vec<Violation> {
         }
     }
     found
+}
+
+/// What a device has acknowledged for certain is not handed to it again.
+fn gone(facts: &Facts) -> impl Iterator<Item = Violation> + '_ {
+    let came_back = |delivery: &&Delivery| {
+        let started = facts.clients[&delivery.client].started;
+        facts.is_committed(&delivery.device, delivery.place, started)
+    };
+    let came_back = facts.deliveries.iter().filter(came_back);
+    came_back.map(|delivery| Violation::CameBack {
+        message: delivery.message.clone(),
+        device: delivery.device.clone(),
+    })
 }
 
 /// Everything accepted came to every device that was there and has been drained.

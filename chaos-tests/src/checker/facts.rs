@@ -20,6 +20,8 @@ pub(super) struct Facts {
     pub(super) deliveries: Vec<Delivery>,
     /// By user.
     acks: BTreeMap<String, Vec<Mark>>,
+    /// What is known to be committed, by device.
+    committed: BTreeMap<Device, Vec<Mark>>,
     /// By reader and sender.
     reads: BTreeMap<(String, String), Vec<Mark>>,
 }
@@ -54,6 +56,7 @@ pub(super) struct Life {
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) device: Device,
+    pub(super) started: When,
     pub(super) cursor: Option<Place>,
     /// In the order handed over; a message sent again stands where it stood first.
     pub(super) sent: Vec<MessageKey>,
@@ -110,7 +113,7 @@ impl Facts {
                 device,
                 cursor,
             } => {
-                let run = Client::new(device.clone(), *cursor);
+                let run = Client::new(device.clone(), when, *cursor);
                 self.clients.insert(*client, run);
                 // A cursor says what is safe, and so is an acknowledgement too.
                 if let Some(cursor) = cursor {
@@ -249,12 +252,17 @@ impl Facts {
     }
 
     fn ack(&mut self, when: When, client: ClientRun, cursor: Place, committed: bool) {
-        let user = self.client(client).device.user.clone();
-        self.acks.entry(user).or_default().push(Mark {
+        let device = self.client(client).device.clone();
+        let mark = Mark {
             when,
             cursor,
             committed,
-        });
+        };
+        let of_user = self.acks.entry(device.user.clone());
+        of_user.or_default().push(mark);
+        if committed {
+            self.committed.entry(device).or_default().push(mark);
+        }
     }
 
     fn read(&mut self, when: When, client: ClientRun, from: &str, cursor: Place, committed: bool) {
@@ -272,6 +280,12 @@ impl Facts {
         self.acks.get(user).into_iter().flatten().copied()
     }
 
+    /// Whether a device's acknowledgement of a place was committed before.
+    pub(super) fn is_committed(&self, device: &Device, place: Place, before: When) -> bool {
+        let mut marks = self.committed.get(device).into_iter().flatten();
+        marks.any(|mark| mark.when < before && mark.covers(place))
+    }
+
     /// Read marks of a user for messages from `sender`.
     pub(super) fn reads(&self, user: &str, sender: &str) -> impl Iterator<Item = Mark> + '_ {
         let key = (user.to_owned(), sender.to_owned());
@@ -280,9 +294,10 @@ impl Facts {
 }
 
 impl Client {
-    fn new(device: Device, cursor: Option<Place>) -> Self {
+    fn new(device: Device, started: When, cursor: Option<Place>) -> Self {
         Self {
             device,
+            started,
             cursor,
             sent: Vec::new(),
             incoming: Vec::new(),

@@ -87,6 +87,14 @@ pub enum Violation {
         /// The second time.
         again: Place,
     },
+    /// What the device had acknowledged, and the server had committed, was handed out again to a client that began later.
+    #[error("came back: {message} came to {device} again after its acknowledgement was committed")]
+    CameBack {
+        /// Which.
+        message: MessageKey,
+        /// Who got it.
+        device: Device,
+    },
     /// Entries came to a client with numbers that go back.
     #[error("out of order: {device} got the entry at {then} after the one at {first}")]
     QueueOutOfOrder {

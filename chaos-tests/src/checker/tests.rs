@@ -346,6 +346,35 @@ fn a_duplicate_is_found() {
     assert!(behind_cursor.check().contains(&duplicated(1, 1)));
 }
 
+/// Goal: an entry that is handed out after its acknowledgement was committed is found, as a leader that no longer leads
+/// would do it. Method: to a client that begins later, without a cursor; not to one that was there before, and not to the
+/// other device.
+#[test]
+fn what_comes_back_is_found() {
+    let again = ClientRun(9);
+    let mut before = one();
+    before.starts(again, device(BOB, 1), None);
+    before
+        .acked(FIRST, 1)
+        .delivered(again, "a", 1)
+        .acked(SECOND, 1);
+    assert_eq!(before.ticked("a", Tick::Delivered).ends().check(), []);
+
+    let mut other = one();
+    other.acked(SECOND, 1).starts(again, device(BOB, 1), None);
+    other.delivered(again, "a", 1).ticked("a", Tick::Delivered);
+    assert_eq!(other.ends().check(), []);
+
+    let mut after = one();
+    after.acked(FIRST, 1).starts(again, device(BOB, 1), None);
+    after.delivered(again, "a", 1).ticked("a", Tick::Delivered);
+    let came_back = Violation::CameBack {
+        message: key("a"),
+        device: device(BOB, 1),
+    };
+    assert_eq!(after.ends().check(), [came_back]);
+}
+
 /// Goal: a conversation out of order is found. Method: answers that give the later message the earlier place; and
 /// without any answer, the deliveries alone.
 #[test]
