@@ -24,6 +24,8 @@ const WELCOME_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Account {
     pub(super) device: Device,
     pub(super) key: [u8; 32],
+    /// Whether its senders watch and ask; otherwise they live by the receipts of the attached session.
+    pub(super) watches: bool,
 }
 
 /// A session, from the client's side. Dropping it is hanging up.

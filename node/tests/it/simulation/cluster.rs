@@ -1,20 +1,21 @@
-//! Three nodes, built as `roost::node` builds one, with a store and a network in memory and without listeners.
+//! Three nodes: the core of each as `roost::node` builds it, over a disk, a network and a clock in memory, without
+//! listeners.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use roost::config::Config;
-use roost::controller::Controller;
-use roost::edge::peer::{Health, PeerService};
-use roost::peer::Peers;
+use roost::node::{Core, Ground, NodeHealth};
 use roost::peer::memory::Network;
-use roost::raft::Keep;
-use roost::replica::clock::{Vitals, WallClock};
-use roost::replica::{Context, OutboxSignals, Replicas};
+use roost::raft::{Keep, View};
+use roost::replica::Replicas;
+use roost::replica::clock::WallClock;
+use roost::router::Router;
 use roost::router::placement::Placement;
-use roost::router::{Router, outbox};
 use roost::session::Sessions;
 use roost::storage::keys::{self, Key};
 use roost::storage::memory::MemoryStore;
@@ -26,11 +27,19 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::disk::Watched;
+use super::observer::Observer;
+use super::sameness;
+
 /// How many nodes.
 pub(super) const NODES: usize = 3;
 const SHARDS: u32 = 4;
 /// Larger bodies are refused for good.
 pub(super) const BODY_BYTES_MAX: usize = 1024;
+/// Small, so that windows fill.
+pub(super) const WINDOW_ENTRIES_MAX: u64 = 16;
+/// How far a sound clock may be ahead.
+pub(super) const CLOCK_ERROR_MAX_MS: u64 = 2_000;
 /// A Tuesday noon.
 const EPOCH_MS: u64 = 20_000 * 86_400_000 + 43_200_000;
 /// Between two purges of the logs, so that a node which was away for longer needs a snapshot.
@@ -39,6 +48,8 @@ const COLLECT: Duration = Duration::from_secs(2);
 /// The cluster. Nodes are numbered from 0.
 pub(super) struct Cluster {
     pub(super) network: Network,
+    pub(super) observer: RefCell<Observer>,
+    pub(super) truncations: Arc<AtomicU64>,
     plan: Plan,
     /// The wall clock's start.
     start: Instant,
@@ -49,17 +60,17 @@ pub(super) struct Cluster {
 struct Node {
     id: NodeId,
     disk: MemoryStore,
+    /// Drawn with the disk.
+    store_id: u64,
     /// How far its wall clock is from the virtual one.
-    offset_ms: u64,
+    offset_ms: Arc<AtomicI64>,
     running: Option<Running>,
 }
 
 struct Running {
     /// The process: everything ends with it.
     life: CancellationToken,
-    replicas: Arc<Replicas>,
-    router: Arc<Router>,
-    sessions: Arc<Sessions>,
+    core: Core,
 }
 
 impl Cluster {
@@ -69,11 +80,7 @@ impl Cluster {
         let ids: Vec<NodeId> = (1..=NODES as u128)
             .map(|number| NodeId::from_bytes(number.to_be_bytes()))
             .collect();
-        let records = ids.iter().map(|id| NodeRecord {
-            id: id.to_string(),
-            name: id.to_string(),
-            ..NodeRecord::default()
-        });
+        let records = ids.iter().copied().map(record);
         let plan = roost::cluster::plan(
             "simulated".to_owned(),
             records.collect(),
@@ -83,6 +90,8 @@ impl Cluster {
         );
         let cluster = Self {
             network: Network::new(seed, Config::default().peer),
+            observer: RefCell::default(),
+            truncations: Arc::default(),
             plan: plan.expect("three nodes make a cluster"),
             start: Instant::now(),
             nodes: RefCell::default(),
@@ -93,7 +102,8 @@ impl Cluster {
             let node = Node {
                 id,
                 disk: cluster.founded_disk(id),
-                offset_ms,
+                store_id: 1,
+                offset_ms: Arc::new(AtomicI64::new(offset_ms.cast_signed())),
                 running: None,
             };
             cluster.nodes.borrow_mut().push(node);
@@ -135,17 +145,30 @@ impl Cluster {
         self.nodes.borrow()[number].running.is_some()
     }
 
+    /// Nodes that run and have ended themselves.
+    pub(super) fn ended(&self) -> Vec<usize> {
+        let nodes = self.nodes.borrow();
+        let ended = |node: &Node| {
+            let running = node.running.as_ref();
+            running.is_some_and(|running| running.life.is_cancelled())
+        };
+        (0..NODES).filter(|&number| ended(&nodes[number])).collect()
+    }
+
     /// A running node's router.
     pub(super) fn router(&self, number: usize) -> Option<Arc<Router>> {
         let nodes = self.nodes.borrow();
-        Some(Arc::clone(&nodes[number].running.as_ref()?.router))
+        Some(Arc::clone(&nodes[number].running.as_ref()?.core.router))
     }
 
     /// A running node's sessions, and what ends with the node.
     pub(super) fn door(&self, number: usize) -> Option<(Arc<Sessions>, CancellationToken)> {
         let nodes = self.nodes.borrow();
         let running = nodes[number].running.as_ref()?;
-        Some((Arc::clone(&running.sessions), running.life.child_token()))
+        Some((
+            Arc::clone(&running.core.sessions),
+            running.life.child_token(),
+        ))
     }
 
     /// Whether disks, from now on and after every crash, claim to sync and do not.
@@ -161,23 +184,58 @@ impl Cluster {
         self.nodes.borrow()[number].disk.unsynced()
     }
 
+    /// Rows of queues on a node's disk.
+    pub(super) fn entry_keys(&self, number: usize) -> Vec<bytes::Bytes> {
+        let disk = self.nodes.borrow()[number].disk.clone();
+        let rows = disk.scan(Column::State, everything());
+        let keys = rows.filter_map(|row| row.ok().map(|(key, _)| key));
+        keys.filter(|key| matches!(Key::decode(Column::State, key), Ok(Key::Entry(..))))
+            .collect()
+    }
+
+    /// Flips a bit of a row on a node's disk.
+    pub(super) fn flip_bit(&self, number: usize, key: &[u8]) {
+        self.nodes.borrow()[number]
+            .disk
+            .flip_bit(Column::State, key);
+    }
+
+    /// Sets a node's wall clock.
+    pub(super) fn move_clock(&self, number: usize, by_ms: i64) {
+        let nodes = self.nodes.borrow();
+        nodes[number].offset_ms.fetch_add(by_ms, Ordering::Relaxed);
+    }
+
     /// Power loss: the first `keep` unsynced batches survive.
     pub(super) fn crash(&self, number: usize, keep: usize) {
         let mut nodes = self.nodes.borrow_mut();
         let node = &mut nodes[number];
-        let Some(dead) = node.running.take() else {
+        let Some(Running { life, core }) = node.running.take() else {
             return;
         };
         node.disk = node.disk.crash(keep);
         node.disk.lie_about_syncs(self.disks_lie.get());
         self.network.crash(node.id);
-        dead.life.cancel();
+        life.cancel();
         // Tasks cannot be killed as a process can: they run on without disk and network until they notice.
         tokio::spawn(async move {
-            for replica in dead.replicas.all() {
-                dead.replicas.close(replica.shard()).await;
+            for replica in core.replicas.all() {
+                core.replicas.close(replica.shard()).await;
             }
         });
+    }
+
+    /// The disk of a node that is down is empty; of its own life only the node id is known, as by the file beside a
+    /// real node's store.
+    pub(super) fn wipe(&self, number: usize) {
+        let node = &mut self.nodes.borrow_mut()[number];
+        assert!(
+            node.running.is_none(),
+            "only a node that is down loses its disk"
+        );
+        node.disk = MemoryStore::new();
+        node.disk.lie_about_syncs(self.disks_lie.get());
+        node.store_id += 1;
     }
 
     /// Starts a node over what is on its disk, unless it runs.
@@ -185,90 +243,52 @@ impl Cluster {
         if self.is_up(number) {
             return;
         }
-        let (id, disk, offset_ms) = {
-            let nodes = self.nodes.borrow();
-            let node = &nodes[number];
-            (node.id, node.disk.clone(), node.offset_ms)
-        };
-        let start = self.start;
-        let wall: WallClock = Arc::new(move || {
-            let passed = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-            EPOCH_MS + offset_ms + passed
-        });
-        let running = self.build(id, disk, wall).await;
+        let running = self.build(number).await;
         self.nodes.borrow_mut()[number].running = Some(running);
     }
 
-    /// As `roost::node` does.
-    async fn build(&self, id: NodeId, disk: MemoryStore, wall: WallClock) -> Running {
+    async fn build(&self, number: usize) -> Running {
+        let (id, disk, store_id, wall) = {
+            let nodes = self.nodes.borrow();
+            let node = &nodes[number];
+            (node.id, node.disk.clone(), node.store_id, self.wall(node))
+        };
         let life = CancellationToken::new();
         let config = Arc::new(config(id));
-        let placement = Placement::from_state(&ClusterState {
+        let cached = value::get(&disk, &Key::ClusterCache).expect("nobody damages this row");
+        let cluster: ClusterState = cached.unwrap_or(ClusterState {
             plan: Some(self.plan.clone()),
             ..ClusterState::default()
         });
-        let placement = Arc::new(placement.expect("the plan is our own"));
-        let (known, placements) = watch::channel(Arc::clone(&placement));
-        let links = self.network.links(id, life.clone());
-        let peers: Arc<dyn Peers> = Arc::new(links.clone());
-        let vitals = Arc::new(Vitals::default());
-        let store: Arc<dyn Store> = Arc::new(disk.clone());
-        let outbox_signals = Arc::new(OutboxSignals::default());
-        let disk_low: Arc<dyn Fn() -> bool + Send + Sync> = Arc::new(|| false);
-        let cluster_changed: Arc<dyn Fn(ClusterState) + Send + Sync> =
-            Arc::new(move |cluster| hear(&known, &cluster));
+        let placement = Placement::from_state(&cluster).expect("the plan is our own");
+        let store: Arc<dyn Store> = Arc::new(Watched {
+            disk,
+            truncations: Arc::clone(&self.truncations),
+        });
         let died = life.clone();
-        let replicas = Arc::new(Replicas::new(Context {
-            config: Arc::clone(&config),
-            store: Arc::clone(&store),
-            syncer: Arc::new(Syncer::inline(store, move |_| died.cancel())),
-            peers: Arc::clone(&peers),
-            wall: Arc::clone(&wall),
-            vitals: Arc::clone(&vitals),
-            nodes: NODES,
-            shards: SHARDS,
-            disk_low: Arc::clone(&disk_low),
-            feature_level: Arc::new(|_| roost::versions::FEATURE_LEVEL),
-            outbox: Arc::clone(&outbox_signals),
-            cluster_changed: Arc::clone(&cluster_changed),
-        }));
-        let service = Arc::new(PeerService::new(
-            Arc::clone(&replicas),
-            Arc::new(Well),
-            Arc::clone(&wall),
-        ));
-        links.serve_here(Arc::clone(&service) as Arc<_>);
-        open_replicas(&replicas, &placement, &disk).await;
-        let router = Arc::new(Router::new(
-            Arc::clone(&peers),
-            Arc::clone(&replicas),
-            placements,
-        ));
-        let sessions = Sessions::new(Arc::clone(&router), &config);
-        tokio::spawn(outbox::run(
-            Arc::clone(&router),
-            Arc::clone(&replicas),
-            outbox_signals,
-            life.clone(),
-        ));
-        let controller = Controller {
+        let syncer = Arc::new(Syncer::inline(Arc::clone(&store), move |_| died.cancel()));
+        let health = NodeHealth::new(&config, Arc::clone(&syncer));
+        let ground = Ground {
             me: id,
-            clock_warning: Arc::new(|_| {}),
-            plan: self.plan.clone(),
-            record: placement.nodes()[&id].clone(),
-            peers,
-            replicas: Arc::clone(&replicas),
-            router: Arc::clone(&router),
-            vitals,
+            store_id,
+            record: record(id),
+            config: Arc::clone(&config),
+            store,
+            syncer,
+            links: self.network.links(id, life.clone()),
             wall,
-            clock_offset_max_ms: config.replica.clock_offset_max_ms,
-            disk_low,
-            cluster_changed,
+            cluster,
+            placements: watch::Sender::new(Arc::new(placement)),
+            health: Arc::clone(&health),
+            condemn: Arc::new(|error| panic!("a node's own rows are damaged: {error}")),
+            store_failed: life.clone(),
         };
-        tokio::spawn(controller.run(life.clone()));
+        let core = Core::build(ground, &life).await;
+        let core = core.expect("what a crash leaves can be opened");
+        health.joined(&core.replicas);
         let heartbeat = Duration::from_millis(config.raft.heartbeat_ms);
-        let beats = heartbeats(Arc::clone(&replicas), heartbeat);
-        let purges = purges(Arc::clone(&replicas));
+        let beats = heartbeats(Arc::clone(&core.replicas), heartbeat);
+        let purges = purges(Arc::clone(&core.replicas));
         for work in [
             Box::pin(beats) as futures::future::BoxFuture<'static, ()>,
             Box::pin(purges),
@@ -276,54 +296,169 @@ impl Cluster {
             let life = life.clone();
             tokio::spawn(async move { life.run_until_cancelled(work).await });
         }
-        self.network.serve(id, service);
-        Running {
-            life,
-            replicas,
-            router,
-            sessions,
+        self.network.serve(id, Arc::clone(&core.service) as Arc<_>);
+        Running { life, core }
+    }
+
+    fn wall(&self, node: &Node) -> WallClock {
+        let (start, offset_ms) = (self.start, Arc::clone(&node.offset_ms));
+        Arc::new(move || {
+            let passed = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            (EPOCH_MS + passed).saturating_add_signed(offset_ms.load(Ordering::Relaxed))
+        })
+    }
+
+    /// Notes what every replica says of itself.
+    pub(super) fn observe(&self) {
+        let mut observer = self.observer.borrow_mut();
+        for node in &*self.nodes.borrow() {
+            let running = node.running.iter();
+            for replica in running.flat_map(|running| running.core.replicas.all()) {
+                let state = replica.group().state();
+                observer.look(replica.id(), node.store_id, &state.borrow());
+            }
         }
+    }
+
+    /// Replicas in service that the founding plan does not know.
+    pub(super) fn renewed(&self) -> u64 {
+        let founded = self.plan.next_replica;
+        let newest = self.placements().into_iter().max_by_key(|p| p.epoch);
+        let newest = newest.unwrap_or_default();
+        let ids: BTreeSet<ReplicaId> = newest
+            .all_shards()
+            .flat_map(|shard| newest.replicas(shard))
+            .map(|(id, _)| *id)
+            .collect();
+        ids.iter().filter(|id| id.0 >= founded).count() as u64
+    }
+
+    /// Whether every node runs, and every replica that the cluster wants is there and needs no renewal.
+    pub(super) fn is_whole(&self) -> bool {
+        let placements = self.placements();
+        let nodes = self.nodes.borrow();
+        let out = |node: &Node| {
+            let rows = node.disk.scan(Column::Node, keys::replicas());
+            rows.filter_map(Result::ok).any(|(key, bytes)| {
+                let local: LocalReplica =
+                    value::decode("a replica", &key, bytes).expect("nobody damages this row");
+                matches!(local.state(), ReplicaState::Failed | ReplicaState::Lost)
+            })
+        };
+        let has_all = |number: usize, placement: &Placement| {
+            let replicas = &nodes[number]
+                .running
+                .as_ref()
+                .expect("it runs")
+                .core
+                .replicas;
+            placement.all_shards().all(|shard| {
+                let here = placement.replicas(shard).iter();
+                let mut here = here.filter(|(_, node)| *node == nodes[number].id);
+                here.all(|(id, _)| replicas.get(shard).is_some_and(|r| r.id() == *id))
+            })
+        };
+        placements.len() == NODES
+            && placements
+                .iter()
+                .all(|placement| placement.epoch > 0 && placement.renewals().is_empty())
+            && !nodes.iter().any(out)
+            && (0..NODES).all(|number| has_all(number, &placements[number]))
+    }
+
+    /// As the running nodes know it.
+    fn placements(&self) -> Vec<Arc<Placement>> {
+        let nodes = self.nodes.borrow();
+        let running = nodes.iter().filter_map(|node| node.running.as_ref());
+        running.map(|node| node.core.router.placement()).collect()
+    }
+
+    /// What is wrong with the replicas of each shard: nothing if all have applied the same and hold the same.
+    pub(super) fn compare(&self) -> Compared {
+        let mut shards: BTreeMap<ShardId, Vec<(Option<u64>, View)>> = BTreeMap::new();
+        for running in self
+            .nodes
+            .borrow()
+            .iter()
+            .filter_map(|n| n.running.as_ref())
+        {
+            for replica in running.core.replicas.all() {
+                let applied = replica.group().state().borrow().last_applied;
+                let of_shard = shards.entry(replica.shard()).or_default();
+                of_shard.push((applied, replica.view()));
+            }
+        }
+        let mut compared = Compared::default();
+        for (shard, replicas) in shards {
+            let same = |pair: &[(Option<u64>, View)]| pair[0].0 == pair[1].0;
+            if replicas.len() != NODES || !replicas.windows(2).all(same) {
+                compared.behind.push(shard);
+                continue;
+            }
+            let states: Vec<_> = replicas.iter().map(|(_, v)| sameness::rows(v)).collect();
+            let equal = |pair: &[Result<sameness::Rows, _>]| match (&pair[0], &pair[1]) {
+                (Ok(one), Ok(other)) => one == other,
+                _ => false,
+            };
+            if !states.windows(2).all(equal) {
+                compared.different.push(shard);
+            }
+        }
+        compared
+    }
+
+    /// Everything on a node's disk.
+    pub(super) fn dump(&self, number: usize, mut row: impl FnMut(&[u8], &[u8])) {
+        let disk = self.nodes.borrow()[number].disk.clone();
+        for column in [Column::Node, Column::Log, Column::State] {
+            for (key, value) in disk.scan(column, everything()).filter_map(Result::ok) {
+                row(&key, &value);
+            }
+        }
+    }
+}
+
+/// How the replicas of the shards stand to each other.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// Not all have applied the same, yet.
+    pub(super) behind: Vec<ShardId>,
+    /// All have applied the same, and their states differ.
+    pub(super) different: Vec<ShardId>,
+}
+
+/// All keys of a column.
+fn everything() -> std::ops::Range<bytes::Bytes> {
+    // Replica ids are counted from 1 and kinds are far below.
+    bytes::Bytes::new()..bytes::Bytes::from_static(&[u8::MAX; 9])
+}
+
+fn record(id: NodeId) -> NodeRecord {
+    NodeRecord {
+        id: id.to_string(),
+        name: id.to_string(),
+        feature_level: roost::versions::FEATURE_LEVEL,
+        ..NodeRecord::default()
     }
 }
 
 fn config(id: NodeId) -> Config {
     let mut config = Config {
         name: id.to_string(),
+        // Nothing is there, and nothing is made there.
+        data_dir: PathBuf::from("/nonexistent/simulated"),
         ..Config::default()
     };
     config.cluster.shards = SHARDS;
     config.queue.body_bytes_max = BODY_BYTES_MAX as u64;
-    // Small, so that windows fill.
-    config.session.window_entries = 16;
+    config.session.window_entries = WINDOW_ENTRIES_MAX as u32;
+    // Half as many heartbeats as usual: most of what a quiet cluster does is to send them.
+    config.raft.heartbeat_ms = 100;
+    config.raft.election_min_ms = 400;
+    config.raft.election_max_ms = 600;
     config.session.request_timeout_ms = 4_000;
     config.replica.propose_timeout_ms = 2_000;
     config
-}
-
-async fn open_replicas(replicas: &Arc<Replicas>, placement: &Placement, disk: &MemoryStore) {
-    let rows: Vec<_> = disk.scan(Column::Node, keys::replicas()).collect();
-    for row in rows {
-        let (key, bytes) = row.expect("the disk lives");
-        let local: LocalReplica = value::decode("a replica", &key, bytes).expect("it is whole");
-        let members: BTreeMap<ReplicaId, NodeId> = placement
-            .replicas(ShardId(local.shard))
-            .iter()
-            .copied()
-            .collect();
-        let opened = replicas.open(&local, Some(members)).await;
-        opened.expect("what a crash leaves can be opened");
-    }
-}
-
-fn hear(known: &watch::Sender<Arc<Placement>>, cluster: &ClusterState) {
-    let newer = Placement::from_state(cluster).expect("the plan is our own");
-    known.send_if_modified(|known| {
-        let rises = newer.epoch > known.epoch;
-        if rises {
-            *known = Arc::new(newer);
-        }
-        rises
-    });
 }
 
 async fn heartbeats(replicas: Arc<Replicas>, every: Duration) {
@@ -346,26 +481,5 @@ async fn purges(replicas: Arc<Replicas>) {
             // A node that lost its disk in the middle of it ends anyway.
             drop(replica.group().collect(keep).await);
         }
-    }
-}
-
-/// A node that complains of nothing.
-struct Well;
-
-impl Health for Well {
-    fn ready(&self) -> bool {
-        true
-    }
-
-    fn disk_low(&self) -> bool {
-        false
-    }
-
-    fn leaving(&self) -> bool {
-        false
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        Vec::new()
     }
 }

@@ -8,19 +8,21 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use roost_chaos_tests::history::{ClientRun, Device, Digest, Event, Place};
 use roost_proto::v1::{
-    Ack, AckAnswer, Attach, Cursor, Entries, Epoch, Hello, Ping, ReadAnswer, ReadMark,
-    client_frame, server_frame,
+    Ack, AckAnswer, Attach, Code, Cursor, Entries, Entry, Epoch, Hello, Ping, Range, ReadAnswer,
+    ReadMark, ReceiptAck, Receipts, client_frame, server_frame,
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::client::{self, Account, Line, place};
-use super::cluster::NODES;
+use super::cluster::WINDOW_ENTRIES_MAX;
 use super::stage::Stage;
 
 /// Sessions of one client, at most.
 const SESSIONS_MAX: usize = 3;
 /// One session in so many lasts until the device has everything, however often its node attaches it again.
 const STAYS: f64 = 0.25;
+/// Of all committed acknowledgements, those that are followed by one of something never handed out.
+const LIES: f64 = 0.05;
 /// Between two looks whether that is so.
 const LOOK: Duration = Duration::from_millis(500);
 /// In a quiet cluster such a session gets within this what is there.
@@ -35,7 +37,7 @@ pub(super) async fn run(stage: &Stage, account: &Account, number: u64) {
         kept: None,
         seen: BTreeSet::new(),
     };
-    while !listener.has_all() {
+    while !listener.is_done() {
         if stage.is_over() {
             stage.complain(format!("{} has not got everything", account.device));
             break;
@@ -69,16 +71,24 @@ struct Run {
     acked: Option<Cursor>,
     /// Read marks follow acknowledgements that are committed.
     last_from: Option<String>,
+    /// What it acknowledged though it was never handed that.
+    lie: Option<Cursor>,
 }
 
 impl Listener<'_> {
+    /// Its device has everything, and the sender that lives by its receipts has them.
+    fn is_done(&self) -> bool {
+        let settled = || self.stage.settled.borrow().contains(&self.account.device);
+        self.has_all() && (self.account.watches || settled())
+    }
+
     fn has_all(&self) -> bool {
         self.stage.senders_left.get() == 0 && !self.misses_something()
     }
 
     fn misses_something(&self) -> bool {
-        let accepted = self.stage.recorder.accepted_for(&self.account.device.user);
-        !accepted.is_subset(&self.seen)
+        let recorder = &self.stage.recorder;
+        recorder.misses(&self.account.device.user, &self.seen)
     }
 
     async fn client(&mut self) {
@@ -102,6 +112,7 @@ impl Listener<'_> {
             epoch: None,
             acked: None,
             last_from: None,
+            lie: None,
         }
     }
 
@@ -123,7 +134,7 @@ impl Listener<'_> {
             }),
             ..Hello::default()
         };
-        let node = self.chance.random_range(0..NODES);
+        let node = self.stage.draw_node(&mut self.chance);
         let connected = client::connect(self.stage, node, self.account, hello).await;
         let Some((line, welcome)) = connected else {
             sleep(Duration::from_millis(self.chance.random_range(20..300))).await;
@@ -142,6 +153,7 @@ impl Listener<'_> {
             return;
         };
         run.acked = None;
+        run.lie = None;
         let mut came = Instant::now();
         loop {
             let frame = tokio::select! {
@@ -149,7 +161,7 @@ impl Listener<'_> {
                 frame = line.next() => frame,
                 () = sleep_until(until) => return,
                 () = sleep(LOOK) => {
-                    if self.has_all() {
+                    if self.is_done() {
                         return;
                     }
                     let waits = self.misses_something() && came.elapsed() >= PROMPT;
@@ -165,7 +177,10 @@ impl Listener<'_> {
                 Some(server_frame::Frame::Entries(entries)) => self.on_entries(run, &line, entries),
                 Some(server_frame::Frame::Ack(answer)) => self.on_ack(run, &line, &answer),
                 Some(server_frame::Frame::Read(answer)) => self.on_read(run, &answer),
-                Some(server_frame::Frame::Receipts(_) | server_frame::Frame::Pong(_)) => {}
+                Some(server_frame::Frame::Receipts(receipts)) => {
+                    self.on_receipts(&line, &receipts);
+                }
+                Some(server_frame::Frame::Pong(_)) => {}
                 Some(server_frame::Frame::Goodbye(goodbye)) => {
                     let error = goodbye.error.unwrap_or_default();
                     // Not displaced either: a device has one client at a time here.
@@ -180,40 +195,93 @@ impl Listener<'_> {
         }
     }
 
+    /// At least once on the wire; a client that keeps its cursor takes each once. Ranges that have expired stand among
+    /// the entries by their numbers.
     fn on_entries(&mut self, run: &mut Run, line: &Line, entries: Entries) {
-        if !entries.skipped.is_empty() {
-            // Nothing expires here.
-            self.complain(&entries.skipped);
-        }
+        let incarnation = entries.incarnation;
+        let mut skipped = entries.skipped.into_iter().peekable();
         for entry in entries.entries {
-            let at = Cursor {
-                incarnation: entries.incarnation,
-                seq: entry.seq,
-            };
-            // At least once on the wire; a client that keeps its cursor takes each once.
-            if run.cursor.is_some_and(|cursor| place(at) <= place(cursor)) {
-                continue;
+            while let Some(range) = skipped.next_if(|range| range.first < entry.seq) {
+                self.skip(run, incarnation, range);
             }
-            let envelope = entry.envelope.expect("an entry has an envelope");
-            self.stage.recorder.record(Event::Delivered {
-                client: run.client,
-                place: place(at),
-                from: Device {
-                    user: envelope.from.clone(),
-                    device: envelope.device,
-                },
-                id: envelope.id,
-                body: Digest::of(&envelope.body),
-            });
-            run.cursor = Some(at);
-            run.last_from = Some(envelope.from);
-            self.seen.insert(place(at));
-            if self.kept.map(place) < Some(place(at)) {
-                self.kept = Some(at);
-            }
+            self.take(run, incarnation, entry);
+        }
+        for range in skipped {
+            self.skip(run, incarnation, range);
         }
         if self.chance.random_bool(0.7) {
             self.ack(run, line);
+        }
+    }
+
+    fn take(&mut self, run: &mut Run, incarnation: u64, entry: Entry) {
+        let at = Cursor {
+            incarnation,
+            seq: entry.seq,
+        };
+        if run.cursor.is_some_and(|cursor| place(at) <= place(cursor)) {
+            return;
+        }
+        let envelope = entry.envelope.expect("an entry has an envelope");
+        self.stage.recorder.record(Event::Delivered {
+            client: run.client,
+            place: place(at),
+            from: Device {
+                user: envelope.from.clone(),
+                device: envelope.device,
+            },
+            id: envelope.id,
+            body: Digest::of(&envelope.body),
+        });
+        run.last_from = Some(envelope.from);
+        self.seen.insert(place(at));
+        self.keep(run, at);
+    }
+
+    fn skip(&mut self, run: &mut Run, incarnation: u64, range: Range) {
+        let known = run.cursor.map_or(0, |cursor| cursor.seq);
+        let first = range.first.max(known + 1);
+        if first > range.last {
+            return;
+        }
+        let at = |seq| Cursor { incarnation, seq };
+        self.stage.recorder.record(Event::Skipped {
+            client: run.client,
+            first: place(at(first)),
+            last: range.last,
+        });
+        self.seen
+            .extend((first..=range.last).map(|seq| place(at(seq))));
+        self.stage.saw("expiry");
+        self.keep(run, at(range.last));
+    }
+
+    fn keep(&mut self, run: &mut Run, at: Cursor) {
+        run.cursor = Some(at);
+        if self.kept.map(place) < Some(place(at)) {
+            self.kept = Some(at);
+        }
+    }
+
+    /// For the device's sender; what it has is acknowledged now and then.
+    fn on_receipts(&mut self, line: &Line, receipts: &Receipts) {
+        let device = &self.account.device;
+        if receipts.missed_up_to > 0 {
+            self.stage.missed.borrow_mut().insert(device.clone());
+        }
+        let mut all = self.stage.receipts.borrow_mut();
+        let marks = all.entry(device.clone()).or_default();
+        for receipt in &receipts.receipts {
+            if !marks.note(receipt) {
+                self.complain(receipt);
+            }
+        }
+        let last = receipts.receipts.last();
+        let revision = last
+            .map_or(0, |last| last.revision)
+            .max(receipts.missed_up_to);
+        if self.chance.random_bool(0.3) {
+            line.say(client_frame::Frame::ReceiptAck(ReceiptAck { revision }));
         }
     }
 
@@ -236,8 +304,25 @@ impl Listener<'_> {
         line.say(client_frame::Frame::Ack(ack));
     }
 
+    /// Acknowledges what it never got, as a broken client might.
+    fn lie(&self, run: &mut Run, line: &Line) {
+        if let Some(cursor) = run.cursor
+            && run.lie.is_none()
+        {
+            // Beyond every window: what is on its way to it may be acknowledged.
+            let seq = cursor.seq + WINDOW_ENTRIES_MAX + 1;
+            run.lie = Some(Cursor { seq, ..cursor });
+            line.say(client_frame::Frame::Ack(Ack { cursor: run.lie }));
+        }
+    }
+
     fn on_ack(&mut self, run: &mut Run, line: &Line, answer: &AckAnswer) {
+        let lied = run.lie.is_some() && answer.cursor == run.lie;
         let cursor = match (&answer.error, answer.cursor) {
+            (Some(error), _) if lied && error.code() == Code::BadCursor => {
+                run.lie = None;
+                return;
+            }
             (None, Some(cursor)) => cursor,
             (Some(error), _) if error.retryable => {
                 run.acked = None;
@@ -246,6 +331,9 @@ impl Listener<'_> {
             _ => return self.complain(answer),
         };
         self.committed(run, cursor);
+        if self.chance.random_bool(LIES) {
+            self.lie(run, line);
+        }
         let (Some(from), true) = (&run.last_from, self.chance.random_bool(0.3)) else {
             return;
         };

@@ -12,8 +12,10 @@ pub(super) struct Recorder {
     start: Instant,
     records: RefCell<Vec<Record>>,
     clients: Cell<u64>,
-    /// Where accepted messages stand, by recipient.
-    accepted: RefCell<BTreeMap<String, BTreeSet<Place>>>,
+    /// Where accepted messages stand, by recipient, and when they may expire, if they may.
+    accepted: RefCell<BTreeMap<String, BTreeMap<Place, Option<u64>>>>,
+    /// When messages with a short time to live may expire, microseconds, by recipient and id.
+    ends: RefCell<BTreeMap<(String, String), u64>>,
     /// Up to where a reader has read a sender's messages for certain.
     read: RefCell<BTreeMap<(String, String), Place>>,
     devices: RefCell<BTreeMap<ClientRun, Device>>,
@@ -26,15 +28,32 @@ impl Recorder {
             records: RefCell::default(),
             clients: Cell::new(1),
             accepted: RefCell::default(),
+            ends: RefCell::default(),
             read: RefCell::default(),
             devices: RefCell::default(),
         }
     }
 
     pub(super) fn record(&self, event: Event) {
-        if let Event::Accepted { to, place, .. } = &event {
-            let mut accepted = self.accepted.borrow_mut();
-            accepted.entry(to.clone()).or_default().insert(*place);
+        let at_us = self.now_us();
+        match &event {
+            Event::Sent {
+                to,
+                id,
+                ttl_ms: Some(ttl_ms),
+                ..
+            } => {
+                let ends = at_us + ttl_ms * 1_000;
+                self.ends
+                    .borrow_mut()
+                    .insert((to.clone(), id.clone()), ends);
+            }
+            Event::Accepted { to, id, place, .. } => {
+                let ends = self.ends.borrow().get(&(to.clone(), id.clone())).copied();
+                let mut accepted = self.accepted.borrow_mut();
+                accepted.entry(to.clone()).or_default().insert(*place, ends);
+            }
+            _ => {}
         }
         if let Event::ReadCommitted {
             client,
@@ -47,10 +66,11 @@ impl Recorder {
             let mark = read.entry((reader, from.clone())).or_insert(*cursor);
             *mark = (*mark).max(*cursor);
         }
-        self.records.borrow_mut().push(Record {
-            at_us: u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX),
-            event,
-        });
+        self.records.borrow_mut().push(Record { at_us, event });
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// Records that a client starts, and numbers it.
@@ -70,13 +90,12 @@ impl Recorder {
         self.record(Event::Fault { what });
     }
 
-    /// Where everything stands that was accepted for a user.
-    pub(super) fn accepted_for(&self, user: &str) -> BTreeSet<Place> {
-        self.accepted
-            .borrow()
-            .get(user)
-            .cloned()
-            .unwrap_or_default()
+    /// Whether something was accepted for a user, cannot have expired, and is not among what its device has seen.
+    pub(super) fn misses(&self, user: &str, seen: &BTreeSet<Place>) -> bool {
+        let now_us = self.now_us();
+        let accepted = self.accepted.borrow();
+        let mut owed = accepted.get(user).into_iter().flatten();
+        owed.any(|(place, ends)| ends.is_none_or(|ends| now_us < ends) && !seen.contains(place))
     }
 
     /// Whether `reader` has read what `sender` wrote him there, for certain.
@@ -88,7 +107,7 @@ impl Recorder {
 
     /// How many messages were accepted.
     pub(super) fn accepted(&self) -> usize {
-        self.accepted.borrow().values().map(BTreeSet::len).sum()
+        self.accepted.borrow().values().map(BTreeMap::len).sum()
     }
 
     /// Everything.
@@ -98,8 +117,8 @@ impl Recorder {
 }
 
 /// Writes a history to a file, for people.
-pub(super) fn keep(seed: u64, records: &[Record]) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("simulation-{seed}.jsonl"));
+pub(super) fn keep(name: &str, records: &[Record]) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("simulation-{name}.jsonl"));
     let lines: Vec<String> = records.iter().map(line).collect();
     std::fs::write(&path, lines.join("\n")).expect("the target directory can be written");
     path
@@ -123,6 +142,7 @@ pub(super) fn about(records: &[Record], violations: &[String], most: usize) -> V
     records.iter().filter(named).take(most).map(line).collect()
 }
 
-fn line(record: &Record) -> String {
+/// A record as it stands in a file.
+pub(super) fn line(record: &Record) -> String {
     serde_json::to_string(record).expect("records are plain data")
 }

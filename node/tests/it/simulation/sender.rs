@@ -1,19 +1,19 @@
-//! A device that sends: pipelined, again under the same ids after a session breaks, until everything is answered; then
-//! it waits for its ticks.
+//! A device that sends: pipelined, again under the same ids after a session breaks, now and then in a new chain or with two
+//! frames in the wrong order, until everything is answered; then it waits for its ticks. Some devices watch, and ask about
+//! what they may have missed; the others live by the receipts that come to their attached session.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::Rng as _;
 use rand::rngs::StdRng;
-use roost_chaos_tests::history::{ClientRun, Digest, Event, Tick};
-use roost_proto::v1::{
-    Cursor, Hello, Kind, Receipt, Send, SendAnswer, Status, client_frame, server_frame,
-};
+use roost_chaos_tests::history::{ClientRun, Digest, Event, Place, Tick};
+use roost_proto::v1::{Code, Hello, Kind, Send, SendAnswer, Status, client_frame, server_frame};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::client::{self, Account, Line, place};
-use super::cluster::{BODY_BYTES_MAX, NODES};
+use super::cluster::{BODY_BYTES_MAX, CLOCK_ERROR_MAX_MS};
+use super::marks::Marks;
 use super::stage::{MESSAGES, Stage};
 
 /// Clients that a device sends with, one after the other.
@@ -22,6 +22,16 @@ const CLIENTS: usize = 2;
 const PIPELINE: usize = 12;
 /// A session in which nothing is answered for this long is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(6);
+/// Between two looks whether the attached session has heard of receipts.
+const LOOK: Duration = Duration::from_millis(200);
+/// Of all messages: too large; with a short time to live; overtaken by the next on the way.
+const TOO_LARGE: f64 = 0.04;
+const SHORT_LIVED: f64 = 0.06;
+const OVERTAKEN: f64 = 0.04;
+/// Of all sessions that begin with something unanswered.
+const NEW_CHAIN: f64 = 0.15;
+/// Shorter ones would depend on the error of the nodes' clocks.
+const TTL_MS: std::ops::RangeInclusive<u64> = CLOCK_ERROR_MAX_MS + 500..=CLOCK_ERROR_MAX_MS + 3_000;
 
 /// Sends everything that the device has to say.
 pub(super) async fn run(stage: &Stage, account: &Account, number: u64) {
@@ -34,6 +44,7 @@ pub(super) async fn run(stage: &Stage, account: &Account, number: u64) {
             sender.settle().await;
         }
     }
+    stage.settled.borrow_mut().insert(account.device.clone());
 }
 
 struct Sender<'a> {
@@ -43,31 +54,31 @@ struct Sender<'a> {
     run: ClientRun,
     name: usize,
     chain: u64,
+    /// The last positions taken in the chain, by recipient.
+    positions: BTreeMap<String, u64>,
     /// Messages that are still to be made.
     left: usize,
     /// In the order in which they were sent.
     sent: Vec<Sent>,
-    /// What receipts said last, by peer.
-    marks: BTreeMap<String, Marks>,
+    /// On the way behind the next one.
+    overtaken: Option<Send>,
+    /// What receipts have said during this watch.
+    marks: Marks,
 }
 
 struct Sent {
     send: Send,
     state: State,
+    /// Its state was known at a moment of the present watch: receipts settle it. Until then they do not count for it,
+    /// because a mark speaks only of what had not been reported expired before.
+    covered: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Unanswered,
-    Accepted(Cursor, Tick),
+    Accepted(Place, Tick),
     Refused,
-}
-
-/// Up to where messages are delivered and read.
-#[derive(Default)]
-struct Marks {
-    delivered: Option<Cursor>,
-    read: Option<Cursor>,
 }
 
 /// What the client does next.
@@ -81,21 +92,22 @@ impl<'a> Sender<'a> {
         Self {
             run: stage.recorder.start_client(&account.device, None),
             chain: chance.random_range(1..u64::MAX),
+            positions: BTreeMap::new(),
             stage,
             account,
             chance,
             name,
             left: MESSAGES / CLIENTS,
             sent: Vec::new(),
-            marks: BTreeMap::new(),
+            overtaken: None,
+            marks: Marks::default(),
         }
     }
 
     async fn send_all(&mut self) {
         while self.left > 0 || self.unanswered() > 0 {
             if self.stage.is_over() {
-                self.gave_up("unanswered", self.unanswered());
-                return;
+                return self.gave_up("unanswered", self.unanswered());
             }
             let length = Duration::from_millis(self.chance.random_range(500..8_000));
             self.session(Instant::now() + length, |sender| {
@@ -105,16 +117,31 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Waits for every tick: listeners acknowledge everything in the end, and what they have read is read.
+    /// Waits for every tick, for as long as anything could come: listeners acknowledge everything in the end, and what
+    /// they have read is read.
     async fn settle(&mut self) {
         while self.owed() > 0 {
             if self.stage.is_over() {
                 self.gave_up("without the tick that they are owed", self.owed());
-                return;
+                break;
             }
-            let length = Duration::from_millis(self.chance.random_range(5_000..15_000));
-            self.session(Instant::now() + length, |sender| sender.owed() == 0)
-                .await;
+            match self.watches() {
+                true => {
+                    let length = Duration::from_millis(self.chance.random_range(5_000..15_000));
+                    self.session(Instant::now() + length, |sender| sender.owed() == 0)
+                        .await;
+                }
+                false => {
+                    sleep(LOOK).await;
+                    let rows = self
+                        .stage
+                        .receipts
+                        .borrow()
+                        .get(&self.account.device)
+                        .cloned();
+                    self.apply(&rows.unwrap_or_default(), |_| true);
+                }
+            }
         }
         self.stage
             .recorder
@@ -123,15 +150,20 @@ impl<'a> Sender<'a> {
 
     async fn session(&mut self, until: Instant, enough: impl Fn(&Self) -> bool) {
         let hello = Hello {
-            watch: true,
+            watch: self.watches(),
             ..Hello::default()
         };
-        let node = self.chance.random_range(0..NODES);
+        let node = self.stage.draw_node(self.chance);
         let connected = client::connect(self.stage, node, self.account, hello).await;
         let Some((mut line, welcome)) = connected else {
             return sleep(Duration::from_millis(self.chance.random_range(20..300))).await;
         };
         let made_ms = welcome.server_time_ms;
+        self.overtaken = None;
+        self.forget_watch();
+        if self.unanswered() > 0 && self.chance.random_bool(NEW_CHAIN) {
+            self.open_chain();
+        }
         self.again(&line, |state| state == State::Unanswered);
         let mut heard = Instant::now();
         let mut next_send = Instant::now();
@@ -157,6 +189,29 @@ impl<'a> Sender<'a> {
         }
     }
 
+    fn watches(&self) -> bool {
+        let missed = self.stage.missed.borrow();
+        self.account.watches || missed.contains(&self.account.device)
+    }
+
+    /// What was heard in an earlier watch says nothing of what was missed since.
+    fn forget_watch(&mut self) {
+        self.marks = Marks::default();
+        self.sent.iter_mut().for_each(|sent| sent.covered = false);
+    }
+
+    /// What is unanswered goes into a new chain, in order and under the same ids.
+    fn open_chain(&mut self) {
+        self.chain = self.chance.random_range(1..u64::MAX);
+        self.positions.clear();
+        for sent in &mut self.sent {
+            if sent.state == State::Unanswered {
+                sent.send.chain = self.chain;
+                sent.send.position = next(&mut self.positions, &sent.send.to);
+            }
+        }
+    }
+
     /// Mostly in bursts.
     fn pause_ms(&mut self) -> u64 {
         match self.chance.random_bool(0.5) {
@@ -170,6 +225,33 @@ impl<'a> Sender<'a> {
     }
 
     fn send_new(&mut self, line: &Line, made_ms: u64) {
+        let send = self.make(made_ms);
+        self.left -= 1;
+        let short_lived = send.ttl_ms > 0;
+        self.stage.recorder.record(Event::Sent {
+            client: self.run,
+            to: send.to.clone(),
+            id: send.id.clone(),
+            body: Digest::of(&send.body),
+            // It ends by the clocks of the nodes.
+            ttl_ms: short_lived.then(|| send.ttl_ms - CLOCK_ERROR_MAX_MS),
+        });
+        self.sent.push(Sent {
+            send: send.clone(),
+            state: State::Unanswered,
+            covered: true,
+        });
+        if self.overtaken.is_none() && self.chance.random_bool(OVERTAKEN) {
+            self.overtaken = Some(send);
+            return;
+        }
+        line.say(client_frame::Frame::Send(send));
+        if let Some(overtaken) = self.overtaken.take() {
+            line.say(client_frame::Frame::Send(overtaken));
+        }
+    }
+
+    fn make(&mut self, made_ms: u64) -> Send {
         let others: Vec<&Account> = self
             .stage
             .cast
@@ -179,15 +261,18 @@ impl<'a> Sender<'a> {
         let to = &others[self.chance.random_range(0..others.len())]
             .device
             .user;
-        let position = 1 + self.sent.iter().filter(|sent| sent.send.to == *to).count();
-        let length = match self.chance.random_bool(0.04) {
+        let length = match self.chance.random_bool(TOO_LARGE) {
             true => BODY_BYTES_MAX + 1,
             false => self.chance.random_range(1..200),
         };
         let mut body = vec![0; length];
         self.chance.fill(&mut body[..]);
+        let ttl_ms = match self.chance.random_bool(SHORT_LIVED) {
+            true => self.chance.random_range(TTL_MS),
+            false => 0,
+        };
         let device = &self.account.device;
-        let send = Send {
+        Send {
             id: format!(
                 "{}/{}-{}-{}",
                 device.user,
@@ -197,25 +282,12 @@ impl<'a> Sender<'a> {
             ),
             to: to.clone(),
             chain: self.chain,
-            position: position as u64,
+            position: next(&mut self.positions, to),
             kind: Kind::Data.into(),
             body: body.into(),
             sent_at_ms: made_ms,
-            ttl_ms: 0,
-        };
-        self.left -= 1;
-        self.stage.recorder.record(Event::Sent {
-            client: self.run,
-            to: send.to.clone(),
-            id: send.id.clone(),
-            body: Digest::of(&send.body),
-            ttl_ms: None,
-        });
-        line.say(client_frame::Frame::Send(send.clone()));
-        self.sent.push(Sent {
-            send,
-            state: State::Unanswered,
-        });
+            ttl_ms,
+        }
     }
 
     /// Sends again, in order and under the same ids, what is in such a state.
@@ -225,8 +297,9 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// What became of what is not read yet.
-    fn ask(&self, line: &Line) {
+    /// What became of what is not read yet. Until the answer comes no receipt counts for it.
+    fn ask(&mut self, line: &Line) {
+        self.forget_watch();
         let open = |state| matches!(state, State::Accepted(_, tick) if tick < Tick::Read);
         self.again(line, open);
     }
@@ -238,9 +311,12 @@ impl<'a> Sender<'a> {
                 if receipts.missed_up_to > 0 {
                     self.ask(line);
                 }
-                for receipt in receipts.receipts {
-                    self.on_receipt(&receipt);
+                for receipt in &receipts.receipts {
+                    if !self.marks.note(receipt) {
+                        return self.complain(receipt);
+                    }
                 }
+                self.apply_marks();
                 Turn::GoOn
             }
             // Receipts written before this were not seen. What is written from now on is, also while the leader changes.
@@ -260,14 +336,10 @@ impl<'a> Sender<'a> {
     }
 
     fn on_answer(&mut self, answer: SendAnswer) -> Turn {
-        let found = self.sent.iter_mut();
-        let Some(sent) = found
-            .filter(|sent| sent.send.to == answer.to)
-            .find(|sent| sent.send.id == answer.id)
-        else {
+        let (client, to, id) = (self.run, answer.to.clone(), answer.id.clone());
+        let Some(at) = self.find(&to, &id) else {
             return self.complain(&answer);
         };
-        let (client, to, id) = (self.run, answer.to.clone(), answer.id.clone());
         if let Some(error) = &answer.error {
             self.stage.recorder.record(Event::Refused {
                 client,
@@ -276,95 +348,79 @@ impl<'a> Sender<'a> {
                 code: error.code().as_str_name().to_owned(),
                 retryable: error.retryable,
             });
+            if error.code() == Code::UnknownChain {
+                self.open_chain();
+            }
             // What was sent behind it has a gap before it: all of it goes again, in order, in a new session.
             return match error.retryable {
                 true => Turn::HangUp,
                 false => {
-                    sent.state = State::Refused;
+                    self.sent[at].state = State::Refused;
                     Turn::GoOn
                 }
             };
         }
-        let cursor = answer.place.expect("what is accepted has a place");
-        if sent.state == State::Unanswered {
-            sent.state = State::Accepted(cursor, Tick::Accepted);
+        let cursor = place(answer.place.expect("what is accepted has a place"));
+        match self.sent[at].state {
+            State::Accepted(..) => self.stage.saw("dedup hit"),
+            _ => self.sent[at].state = State::Accepted(cursor, Tick::Accepted),
         }
+        self.sent[at].covered = true;
         self.stage.recorder.record(Event::Accepted {
             client,
             to,
             id,
-            place: place(cursor),
+            place: cursor,
         });
         match answer.status() {
             Status::Accepted => {}
-            Status::Delivered => self.tick(&answer.to, &answer.id, Tick::Delivered),
-            Status::Read => self.tick(&answer.to, &answer.id, Tick::Read),
+            Status::Delivered => self.tick(at, Tick::Delivered),
+            Status::Read => self.tick(at, Tick::Read),
+            Status::Expired => self.tick(at, Tick::Expired),
             _ => return self.complain(&answer),
         }
-        self.apply_marks(&answer.to);
+        self.apply_marks();
         Turn::GoOn
     }
 
-    fn on_receipt(&mut self, receipt: &Receipt) {
-        let marks = self.marks.entry(receipt.peer.clone()).or_default();
-        let cursor = Some(Cursor {
-            incarnation: receipt.incarnation,
-            seq: receipt.up_to_seq,
-        });
-        let mark = match receipt.status() {
-            Status::Delivered => &mut marks.delivered,
-            Status::Read => &mut marks.read,
-            // Nothing expires here.
-            _ => {
-                self.complain(receipt);
-                return;
-            }
-        };
-        let known = mark.map(place);
-        if known < cursor.map(place) {
-            *mark = cursor;
-        }
-        self.apply_marks(&receipt.peer);
+    fn find(&self, to: &str, id: &str) -> Option<usize> {
+        let mut sent = self.sent.iter();
+        sent.position(|sent| sent.send.to == to && sent.send.id == id)
     }
 
-    fn apply_marks(&mut self, peer: &str) {
-        let Some(marks) = self.marks.get(peer) else {
-            return;
-        };
-        let covers = |mark: Option<Cursor>, at: Cursor| {
-            mark.is_some_and(|mark| mark.incarnation == at.incarnation && mark.seq >= at.seq)
-        };
-        let mut ticks = Vec::new();
-        for sent in self.sent.iter().filter(|sent| sent.send.to == peer) {
-            if let State::Accepted(at, _) = sent.state {
-                if covers(marks.read, at) {
-                    ticks.push((sent.send.id.clone(), Tick::Read));
-                } else if covers(marks.delivered, at) {
-                    ticks.push((sent.send.id.clone(), Tick::Delivered));
-                }
+    fn apply_marks(&mut self) {
+        let marks = std::mem::take(&mut self.marks);
+        self.apply(&marks, |sent| sent.covered);
+        self.marks = marks;
+    }
+
+    /// Records what is news.
+    fn apply(&mut self, marks: &Marks, counts: impl Fn(&Sent) -> bool) {
+        for at in 0..self.sent.len() {
+            let sent = &self.sent[at];
+            if let State::Accepted(place, _) = sent.state
+                && counts(sent)
+                && let Some(tick) = marks.tick(&sent.send.to, place)
+            {
+                self.tick(at, tick);
             }
-        }
-        for (id, tick) in ticks {
-            self.tick(peer, &id, tick);
         }
     }
 
     /// Records a tick that is news.
-    fn tick(&mut self, to: &str, id: &str, tick: Tick) {
-        for sent in &mut self.sent {
-            if sent.send.to == to
-                && sent.send.id == id
-                && let State::Accepted(at, known) = sent.state
-                && known < tick
-            {
-                sent.state = State::Accepted(at, tick);
-                self.stage.recorder.record(Event::Ticked {
-                    client: self.run,
-                    to: to.to_owned(),
-                    id: id.to_owned(),
-                    tick,
-                });
-            }
+    fn tick(&mut self, at: usize, tick: Tick) {
+        let sent = &mut self.sent[at];
+        let State::Accepted(place, known) = sent.state else {
+            return;
+        };
+        if known < tick {
+            sent.state = State::Accepted(place, tick);
+            self.stage.recorder.record(Event::Ticked {
+                client: self.run,
+                to: sent.send.to.clone(),
+                id: sent.send.id.clone(),
+                tick,
+            });
         }
     }
 
@@ -378,8 +434,7 @@ impl<'a> Sender<'a> {
         let owed = |sent: &&Sent| match sent.state {
             State::Accepted(_, Tick::Accepted) => true,
             State::Accepted(at, Tick::Delivered) => {
-                let recorder = &self.stage.recorder;
-                recorder.is_read(&sent.send.to, me, place(at))
+                self.stage.recorder.is_read(&sent.send.to, me, at)
             }
             _ => false,
         };
@@ -399,4 +454,10 @@ impl<'a> Sender<'a> {
             self.run, self.account.device
         ));
     }
+}
+
+fn next(positions: &mut BTreeMap<String, u64>, to: &str) -> u64 {
+    let position = positions.entry(to.to_owned()).or_default();
+    *position += 1;
+    *position
 }
