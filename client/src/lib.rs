@@ -50,3 +50,8 @@ pub use options::{AttachOptions, Options, SendOptions};
 pub use roost_proto::admin::StatusResponse;
 pub use roost_proto::v1::{Code, Envelope, Kind, Status};
 pub use streams::{Entries, Events, Lagged, Receipts};
+
+/// The protocol as it is on the wire, for programs that do without this library's care, such as load generators.
+pub mod wire {
+    pub use roost_proto::{admin, v1};
+}

@@ -13,13 +13,18 @@ use crate::workspace::{PROFILE, Workspace, run};
 /// They are chosen from the whole workspace, never with `--package`: so every command here agrees with the tests on
 /// the features of shared dependencies, and nothing is compiled twice.
 pub(crate) fn build(workspace: &Workspace, binaries: &[&str]) -> Result<PathBuf> {
+    build_as(workspace, PROFILE, binaries)?;
+    Ok(workspace.binaries())
+}
+
+/// The same in another profile.
+pub(crate) fn build_as(workspace: &Workspace, profile: &str, binaries: &[&str]) -> Result<()> {
     let mut cargo = workspace.cargo();
-    cargo.args(["build", "--locked", "--workspace", "--profile", PROFILE]);
+    cargo.args(["build", "--locked", "--workspace", "--profile", profile]);
     for binary in binaries {
         cargo.args(["--bin", binary]);
     }
-    run(&mut cargo)?;
-    Ok(workspace.binaries())
+    run(&mut cargo)
 }
 
 /// Plays the story: messages accepted, a node killed, nothing lost.
