@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -285,6 +285,10 @@ impl Peers for Script {
     }
 
     fn detach(&self, _: NodeId, _: Detach) {}
+
+    fn lost(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        watch::channel(BTreeSet::new()).1
+    }
 }
 
 /// The router of a node that holds no replica, in a cluster of three, with one shard.

@@ -4,7 +4,7 @@
 //! order and within their deadlines, while it is dialled; after a failed attempt they fail at once until one succeeds, so
 //! that a dead node costs nobody time. A node's calls to itself take the same path without a socket.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use roost_proto::peer::response::Response as Answer;
 use roost_proto::peer::{
     AttachRequest, AttachResponse, Detach, Failure, Frame, Grant, Request, Response,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -80,6 +80,8 @@ struct Inner {
     /// One for each node and lane that was ever called: as many as the cluster has nodes, three times.
     links: Mutex<BTreeMap<(NodeId, Lane), Arc<Link>>>,
     next_number: AtomicU64,
+    /// See [`Peers::lost`].
+    lost: watch::Sender<BTreeSet<NodeId>>,
     seed: u64,
     shutdown: CancellationToken,
 }
@@ -108,6 +110,7 @@ impl Links {
             here: OnceLock::new(),
             links: Mutex::default(),
             next_number: AtomicU64::new(1),
+            lost: watch::Sender::default(),
             seed,
             shutdown,
         }))
@@ -230,6 +233,10 @@ impl Peers for Links {
             calling.detach(detach.attachment);
         }
     }
+
+    fn lost(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.0.lost.subscribe()
+    }
 }
 
 impl Inner {
@@ -284,6 +291,7 @@ impl Keeper {
             match self.inner.dial(self.node, self.lane, frames).await {
                 Ok(incoming) => {
                     let opened = Instant::now();
+                    self.note(false);
                     self.publish(Some(Arc::clone(&calling)));
                     self.read(&calling, incoming).await;
                     if opened.elapsed() >= backoff.max() {
@@ -299,6 +307,7 @@ impl Keeper {
                     self.publish(None);
                 }
                 Err(error) => {
+                    self.note(true);
                     // Said once until the next success.
                     if self.publish(None).is_some() {
                         let (node, lane) = (self.node, self.lane.as_str());
@@ -316,6 +325,16 @@ impl Keeper {
         let _open_link = Counted::new(&metrics::LINKS.of(self.lane.as_str()));
         while let Some(frame) = incoming.next().await {
             calling.receive(frame);
+        }
+    }
+
+    /// Whether the node is lost.
+    fn note(&self, lost: bool) {
+        if self.lane == Lane::Control {
+            self.inner.lost.send_if_modified(|nodes| match lost {
+                true => nodes.insert(self.node),
+                false => nodes.remove(&self.node),
+            });
         }
     }
 

@@ -23,13 +23,14 @@ mod serving;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use roost_proto::peer::{
     AttachRequest, AttachResponse, Detach, Failure, Grant, Push, Request, Response,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::types::NodeId;
 
@@ -116,6 +117,11 @@ pub trait Peers: Send + Sync + 'static {
 
     /// The session has gone. Best effort, as [`Peers::grant`].
     fn detach(&self, node: NodeId, detach: Detach);
+
+    /// The nodes whose control link broke, or never opened, and that could not be dialled since. A process that died is
+    /// among them at once, because its host resets the link and refuses the next; a host that died, or a network, only
+    /// when a dial has run out of time. It is no proof: the node may still reach this one.
+    fn lost(&self) -> watch::Receiver<BTreeSet<NodeId>>;
 }
 
 /// An attachment's number on its link.

@@ -322,6 +322,25 @@ async fn a_link_is_dialled_again_when_the_server_is_back() {
     again.stop().await;
 }
 
+/// Goal: a process that is gone is known to be lost without a deadline, and no longer when it is back.
+#[tokio::test]
+async fn who_refuses_connections_is_lost_until_it_is_back() {
+    let (fake, listening, links) = pair().await;
+    let mut lost = links.lost();
+    let asked = links.call(node(2), Lane::Control, LONG, raft(5));
+    asked.await.expect("up");
+    assert!(lost.borrow_and_update().is_empty());
+    let address = listening.address;
+    listening.stop().await;
+    let is_lost = lost.wait_for(|lost| lost.contains(&node(2)));
+    let is_lost = tokio::time::timeout(LONG, is_lost).await;
+    assert!(is_lost.expect("known").is_ok());
+    let again = Listening::start(&fake, &address.to_string(), bounds()).await;
+    let is_back = tokio::time::timeout(LONG, lost.wait_for(BTreeSet::is_empty)).await;
+    assert!(is_back.expect("known").is_ok());
+    again.stop().await;
+}
+
 #[tokio::test]
 async fn another_cluster_is_refused() {
     let (_fake, listening, _) = pair().await;

@@ -15,7 +15,8 @@ use super::types::{
     VoteRequest, VoteResponse,
 };
 use crate::sabotage::{self, Break};
-use crate::storage::Error;
+use crate::storage::keys::Key;
+use crate::storage::{Error, Read, value};
 use crate::types::NodeId;
 
 /// The format that this build writes, and the newest it reads.
@@ -58,6 +59,19 @@ pub(super) fn decode<T: Code>(what: &'static str, mut bytes: Bytes) -> Result<T,
         true => Ok(value),
         false => Err(corrupt("bytes follow its end")),
     }
+}
+
+/// A value of this codec in the store, or in a frozen view of it.
+pub(super) fn read_sealed<T: Code>(
+    store: &(impl Read + ?Sized),
+    key: &Key<'_>,
+) -> Result<Option<T>, Error> {
+    let bytes = key.encode();
+    let Some(value) = store.get(key.column(), &bytes)? else {
+        return Ok(None);
+    };
+    let payload = value::open(key.what(), &bytes, value)?;
+    decode(key.what(), payload).map(Some)
 }
 
 /// A value behind its format byte and before its checksum, for the wire.

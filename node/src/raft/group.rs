@@ -21,8 +21,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::collect::{Collector, Keep};
+use super::contact::Contact;
+use super::election::Election;
 use super::fault::Fault;
-use super::heard::Heard;
 use super::inbox::{self, Inbox, Receiving};
 use super::log_store::LogStore;
 use super::network::Network;
@@ -124,9 +125,10 @@ pub struct Group {
     log: LogStore,
     inbox: Inbox,
     collector: Mutex<Collector>,
-    heard: Heard,
+    contact: Contact,
     timing: Timing,
     follower: JoinHandle<()>,
+    election: JoinHandle<()>,
 }
 
 /// How long a collection waits for openraft to look at the state.
@@ -156,36 +158,53 @@ impl Group {
             config.effects,
             fault.clone(),
         )?;
-        let heard = Heard::default();
+        let contact = Contact::new(replica);
         let network = Network {
             replica,
             peers: config.peers,
             timing: config.timing,
             fault: fault.clone(),
             pace: config.pace,
-            heard: heard.clone(),
+            contact: contact.clone(),
         };
+        let opened_last = log.last().map(|id| id.index);
         let settings = Arc::new(config.timing.config(&config.shard.to_string()));
-        let opened = Raft::new(replica.0, settings, network, log.clone(), machine).await;
+        let opened = Raft::new(replica.0, settings, network.clone(), log.clone(), machine).await;
         let raft = opened.map_err(|fatal| {
             fault.first().unwrap_or_else(|| storage::Error::Corrupt {
                 what: "log and state",
                 detail: fatal.to_string(),
             })
         })?;
-        let (state, follow) = state::follow(&raft, states.clone(), fault, config.timing);
+        let timing = config.timing;
+        let (state, follow) =
+            state::follow(&raft, states.clone(), fault, contact.clone(), opened_last);
+        let election = Election {
+            raft: raft.clone(),
+            log: log.clone(),
+            network,
+            contact: contact.clone(),
+            timing,
+        };
         Ok(Self {
             replica,
-            inbox: Inbox::new(raft.clone(), log.clone(), states.clone(), config.timing),
+            inbox: Inbox::new(
+                raft.clone(),
+                log.clone(),
+                states.clone(),
+                contact.clone(),
+                timing,
+            ),
             collector: Mutex::new(Collector::new(log.extent())),
             follower: tokio::spawn(follow),
+            election: tokio::spawn(election.run()),
             change: tokio::sync::Mutex::default(),
             raft,
             state,
             states,
             log,
-            heard,
-            timing: config.timing,
+            contact,
+            timing,
         })
     }
 
@@ -245,7 +264,7 @@ impl Group {
     /// [`ReadError`].
     pub async fn confirm_read(&self) -> Result<(), ReadError> {
         match self.raft.ensure_linearizable().await {
-            Ok(_) => Ok(()),
+            Ok(_) => self.own_term_is_applied().await,
             Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => {
                 Err(ReadError::NotLeader {
                     hint: to.leader_node,
@@ -255,6 +274,22 @@ impl Group {
                 Err(ReadError::NoQuorum)
             }
             Err(RaftError::Fatal(_)) => Err(ReadError::Stopped),
+        }
+    }
+
+    /// openraft takes a leader that was restarted within its term for one that knows all that it has committed.
+    async fn own_term_is_applied(&self) -> Result<(), ReadError> {
+        let mut state = self.state();
+        let applied = state.wait_for(|state| state.role != Role::Leader || state.applied_own_term);
+        let applied = tokio::time::timeout(self.timing.election_max, applied).await;
+        let state = applied
+            .map_err(|_| ReadError::NoQuorum)?
+            .map_err(|_| ReadError::Stopped)?;
+        match state.role {
+            Role::Leader => Ok(()),
+            _ => Err(ReadError::NotLeader {
+                hint: state.leader.map(|(_, node)| node),
+            }),
         }
     }
 
@@ -310,14 +345,21 @@ impl Group {
         }
     }
 
-    /// Stands for election now. To hand over: pause proposals at the leader, wait there for [`Group::caught_up`] of the
-    /// target, then call this at the target. The old leader grants it at once, unless it has led for less than
-    /// [`Timing::election_max`]; other replicas only when they have not heard of a leader for as long.
+    /// Stands for election now, and asks nobody before. To hand over: pause proposals at the leader, wait there for
+    /// [`Group::caught_up`] of the target, then call this at the target. The old leader grants it at once, unless it has
+    /// led for less than [`Timing::election_min`]; other replicas only when they have not heard of a leader for as long.
     ///
     /// # Errors
     /// [`Stopped`].
     pub async fn elect(&self) -> Result<(), Stopped> {
         self.raft.trigger().elect().await.map_err(|_| Stopped)
+    }
+
+    /// For how long a leader may hold proposals back while it hands over: whoever dies meanwhile costs no more than a
+    /// leader that does.
+    #[must_use]
+    pub fn hand_over_max(&self) -> Duration {
+        self.timing.patience(true)
     }
 
     /// Returns true when `target` holds everything that this leader's log holds; false when this replica does not lead
@@ -334,7 +376,8 @@ impl Group {
     /// several times within it, so one that has not is dead, cut off, or frozen.
     #[must_use]
     pub fn hears(&self, target: ReplicaId) -> bool {
-        self.heard.within(target, self.timing.election_max)
+        self.contact
+            .answered_within(target, self.timing.election_max)
     }
 
     /// Purges what the log need not keep; returns up to which index it asked openraft to, if there was anything. Call
@@ -395,5 +438,6 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.states.close();
         self.follower.abort();
+        self.election.abort();
     }
 }

@@ -1,23 +1,23 @@
-//! What other replicas ask of this one: appends, votes, chunks of snapshots.
+//! What other replicas ask of this one: appends, votes, whether they should stand for election, chunks of snapshots.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::Snapshot;
 use openraft::error::RaftError;
+use openraft::{ServerState, Snapshot};
 use roost_proto::peer::failure::Reason;
 use roost_proto::peer::{Failure, RaftRequest, RaftResponse, raft_request, raft_response};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
 use super::codec::{decode_message, encode_message};
+use super::contact::Contact;
 use super::log_store::LogStore;
 use super::snapshot::{self, Answer, Chunk, Handle, Received, Receiver};
 use super::states::States;
 use super::timing::Timing;
-use super::types::{AppendRequest, Raft, Vote, VoteRequest};
+use super::types::{AppendRequest, Raft, Vote, VoteRequest, VoteResponse};
 use crate::{metrics, storage};
 
 /// Appends that may wait in a group at a time. A leader has one under way per follower, but gives it up after a
@@ -29,12 +29,13 @@ pub(super) struct Inbox {
     raft: Raft,
     log: LogStore,
     states: Arc<States>,
+    contact: Contact,
+    timing: Timing,
     appends: Semaphore,
     /// One snapshot at a time; a newer transfer takes the place of an older one.
     incoming: Mutex<Incoming>,
     /// What of `incoming` others may see without waiting for a chunk to be written.
     receiving: parking_lot::Mutex<Option<Receiving>>,
-    silence_max: Duration,
     /// The highest index that a leader has said to be committed.
     known_committed: AtomicU64,
 }
@@ -56,15 +57,22 @@ struct Incoming {
 }
 
 impl Inbox {
-    pub(super) fn new(raft: Raft, log: LogStore, states: Arc<States>, timing: Timing) -> Self {
+    pub(super) fn new(
+        raft: Raft,
+        log: LogStore,
+        states: Arc<States>,
+        contact: Contact,
+        timing: Timing,
+    ) -> Self {
         Self {
             raft,
             log,
             states,
+            contact,
+            timing,
             appends: Semaphore::new(APPENDS_WAITING_MAX),
             incoming: Mutex::default(),
             receiving: parking_lot::Mutex::default(),
-            silence_max: timing.snapshot_silence_max(),
             known_committed: AtomicU64::new(0),
         }
     }
@@ -76,7 +84,8 @@ impl Inbox {
     /// The transfer under way; none that its sender has given up.
     pub(super) fn receiving(&self) -> Option<Receiving> {
         let receiving = *self.receiving.lock();
-        receiving.filter(|receiving| receiving.heard.elapsed() < self.silence_max)
+        let silence_max = self.timing.snapshot_silence_max();
+        receiving.filter(|receiving| receiving.heard.elapsed() < silence_max)
     }
 
     /// Removes what has come of a transfer that its sender has given up: nobody would ever delete those rows, and a
@@ -96,6 +105,9 @@ impl Inbox {
             Some(raft_request::Body::Vote(bytes)) => {
                 raft_response::Body::Vote(self.vote(bytes).await?)
             }
+            Some(raft_request::Body::Canvass(bytes)) => {
+                raft_response::Body::Canvass(self.canvass(bytes)?)
+            }
             Some(raft_request::Body::SnapshotChunk(bytes)) => {
                 let answer = self.chunk(bytes).await?;
                 raft_response::Body::Snapshot(encode_message(&answer))
@@ -112,6 +124,7 @@ impl Inbox {
         let request: AppendRequest = decode_message("append", bytes).map_err(refused)?;
         let committed = request.leader_commit.map_or(0, |id| id.index);
         self.known_committed.fetch_max(committed, Ordering::Relaxed);
+        self.note_leader(request.vote);
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
         Ok(encode_message(&response))
     }
@@ -119,7 +132,39 @@ impl Inbox {
     async fn vote(&self, bytes: Bytes) -> Result<Bytes, Failure> {
         let request: VoteRequest = decode_message("vote", bytes).map_err(refused)?;
         let response = self.raft.vote(request).await.map_err(stopped)?;
+        if response.vote_granted {
+            self.contact.note_leader();
+        }
         Ok(encode_message(&response))
+    }
+
+    /// Whether this replica wishes another one well that asks whether it should stand for election: no leader has given
+    /// a sign for a while, or, if this is the leader, no majority; its log is as long as this one's; and this replica
+    /// could give it its vote. Nothing changes here, and the core is not asked: it may wait for a disk.
+    fn canvass(&self, bytes: Bytes) -> Result<Bytes, Failure> {
+        let request: VoteRequest = decode_message("canvass", bytes).map_err(refused)?;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        if metrics.running_state.is_err() {
+            return Err(failure(Reason::NoReplica, "the replica has stopped"));
+        }
+        let silence = match metrics.state {
+            ServerState::Leader => self.contact.quorum_silence(),
+            _ => self.contact.leader_at().elapsed(),
+        };
+        let last = self.log.last();
+        let wish = silence >= self.timing.quiet()
+            && request.last_log_id >= last
+            && self.log.syncs_within(self.timing.election_max);
+        Ok(encode_message(&VoteResponse::new(metrics.vote, last, wish)))
+    }
+
+    /// Whoever appends or sends a snapshot leads, unless this replica knows better.
+    fn note_leader(&self, vote: Vote) {
+        let own = self.raft.metrics().borrow().vote;
+        if vote.partial_cmp(&own).is_some_and(|order| order.is_ge()) {
+            self.contact.note_leader();
+        }
     }
 
     async fn chunk(&self, bytes: Bytes) -> Result<Answer, Failure> {
@@ -135,6 +180,7 @@ impl Inbox {
         {
             return Ok(Answer::HigherVote(own));
         }
+        self.contact.note_leader();
         let mut incoming = self.incoming.lock().await;
         if let Some((stream, answer)) = &incoming.ended
             && *stream == chunk.stream

@@ -10,6 +10,7 @@ mod cache;
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::storage::{LogFlushed, RaftLogStorage};
@@ -18,13 +19,13 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 use self::cache::Cache;
-use super::codec::{self, entry_bytes};
+use super::codec::{self, entry_bytes, read_sealed};
 use super::fault::Fault;
 use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
 use crate::sabotage::{self, Break};
 use crate::storage::keys::{Key, log_entries};
 use crate::storage::syncer::Syncer;
-use crate::storage::{Batch, Column, Error, Read, Store, value};
+use crate::storage::{Batch, Column, Error, Store, value};
 use crate::types::ReplicaId;
 
 /// Bytes of entries in one append, at most; one entry always fits.
@@ -95,6 +96,17 @@ impl LogStore {
             purged: log.purged.map(|id| id.index),
             appended_bytes: log.appended_bytes,
         }
+    }
+
+    /// The last entry, or what was purged; durable or not.
+    pub(super) fn last(&self) -> Option<LogId> {
+        self.0.log.read().last
+    }
+
+    /// Whether no sync has been under way for longer than this: a vote would be durable in time.
+    pub(super) fn syncs_within(&self, time: Duration) -> bool {
+        let since = self.0.syncer.outstanding_since();
+        since.is_none_or(|since| since.elapsed() <= time)
     }
 
     /// A snapshot up to `upto` will be handed to openraft, which purges the log up to there without waiting for the
@@ -363,19 +375,6 @@ impl LogStore {
         log.purge(upto);
         Ok(())
     }
-}
-
-/// A value of this codec in the store, or in a frozen view of it.
-pub(super) fn read_sealed<T: codec::Code>(
-    store: &(impl Read + ?Sized),
-    key: &Key<'_>,
-) -> Result<Option<T>, Error> {
-    let bytes = key.encode();
-    let Some(value) = store.get(key.column(), &bytes)? else {
-        return Ok(None);
-    };
-    let payload = value::open(key.what(), &bytes, value)?;
-    codec::decode(key.what(), payload).map(Some)
 }
 
 fn recover(replica: ReplicaId, store: &dyn Store, cache: Cache) -> Result<Log, Error> {

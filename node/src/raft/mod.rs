@@ -2,16 +2,18 @@
 //!
 //! Start with [`Group`]: one replica of a shard. `types` says what openraft is instantiated with, `codec` how its values
 //! look on disk and wire, `log_store` and `state_machine` keep them, `states` and `snapshot` move whole states,
-//! `network` asks other replicas and `inbox` answers them, `state` tells the layers above, `members` changes the
-//! group, `collect` decides what the log keeps, `pace` how fast states are sent.
+//! `network` asks other replicas and `inbox` answers them, `contact` remembers whom this replica heard of and `election`
+//! when it stands, `state` tells the layers above, `members` changes the group, `collect` decides what the log keeps,
+//! `pace` how fast states are sent.
 //!
 //! Promises: openraft's types stay in here, every byte on disk and wire is our own, and whatever is answered is durable.
 
 mod codec;
 mod collect;
+mod contact;
+mod election;
 mod fault;
 mod group;
-mod heard;
 mod inbox;
 mod log_store;
 mod members;

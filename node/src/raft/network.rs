@@ -1,9 +1,10 @@
 //! Raft's calls to other replicas, over the links between nodes.
 //!
-//! Heartbeats and votes travel on the control lane, entries on the traffic lane, snapshots on the bulk lane, one chunk
+//! Heartbeats, votes and canvasses travel on the control lane, entries on the traffic lane, snapshots on the bulk lane, one chunk
 //! at a time and at the node's pace, and only to who lacks something. Whatever kept an answer away makes openraft leave the other side alone for a moment: an error that it
 //! would retry at once is never returned, because a link that is down fails at once.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +17,15 @@ use openraft::network::{Backoff, RPCOption};
 use openraft::raft::SnapshotResponse;
 use openraft::{ErrorSubject, ErrorVerb, RPCTypes, RaftNetwork, RaftNetworkFactory, Snapshot};
 use roost_proto::peer::{RaftRequest, Request, raft_request, raft_response, request, response};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::codec::{decode_message, encode_message};
+use super::contact::Contact;
 use super::fault::Fault;
-use super::heard::Heard;
 use super::pace::Pace;
 use super::snapshot::{Answer, Chunk, Frozen, Handle, Sender};
-use super::timing::Timing;
+use super::timing::{CHUNK_TRIES_MAX, Timing};
 use super::types::{
     AppendRequest, AppendResponse, LogId, TypeConfig, Vote, VoteRequest, VoteResponse,
 };
@@ -33,17 +35,15 @@ use crate::sabotage::{self, Break};
 use crate::storage;
 use crate::types::{NodeId, ReplicaId};
 
-/// How often a chunk of a snapshot is sent before the transfer is given up.
-pub(super) const CHUNK_TRIES_MAX: u32 = 3;
-
 /// Makes the ends of links for one replica.
+#[derive(Clone)]
 pub(super) struct Network {
     pub replica: ReplicaId,
     pub peers: Arc<dyn Peers>,
     pub timing: Timing,
     pub fault: Fault,
     pub pace: Arc<Pace>,
-    pub heard: Heard,
+    pub contact: Contact,
 }
 
 /// One replica's way to another.
@@ -55,12 +55,12 @@ pub(super) struct Link {
     timing: Timing,
     fault: Fault,
     pace: Arc<Pace>,
-    heard: Heard,
+    contact: Contact,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-enum CallError {
+pub(super) enum CallError {
     #[error(transparent)]
     Peer(#[from] crate::peer::Error),
     #[error("the other side cannot: {0}")]
@@ -69,6 +69,8 @@ enum CallError {
     Format(#[from] storage::Error),
     #[error("the answer is to another question")]
     Mismatch,
+    #[error("a majority of the voters has been silent for too long to go on as their leader")]
+    NoQuorum,
 }
 
 /// Why a snapshot did not arrive.
@@ -85,20 +87,31 @@ enum SendError {
 type NetError = RPCError<u64, NodeId, RaftError<u64>>;
 type SnapshotError = StreamingError<TypeConfig, Fatal<u64>>;
 
-impl RaftNetworkFactory<TypeConfig> for Network {
-    type Network = Link;
-
-    async fn new_client(&mut self, target: u64, node: &NodeId) -> Link {
+impl Network {
+    pub(super) fn link(&self, target: u64, node: NodeId) -> Link {
         Link {
             replica: self.replica,
             target,
-            node: *node,
+            node,
             peers: self.peers.clone(),
             timing: self.timing,
             fault: self.fault.clone(),
             pace: self.pace.clone(),
-            heard: self.heard.clone(),
+            contact: self.contact.clone(),
         }
+    }
+
+    /// The nodes that can no longer be reached; see [`Peers::lost`].
+    pub(super) fn lost(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.peers.lost()
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, node: &NodeId) -> Link {
+        self.link(target, *node)
     }
 }
 
@@ -118,7 +131,7 @@ impl Link {
         let response = self.peers.call(self.node, lane, deadline, request).await?;
         match response.response {
             Some(response::Response::Raft(response)) => {
-                self.heard.note(ReplicaId(self.target));
+                self.contact.note_answer(ReplicaId(self.target));
                 response.body.ok_or(CallError::Mismatch)
             }
             Some(response::Response::Failure(failure)) => {
@@ -140,11 +153,20 @@ impl Link {
         }
     }
 
+    /// Appends, if a majority has been heard of lately. A leader that hears none must be replaced, and its followers would
+    /// take an append for a sign that it leads: one that only sends would go on for ever. So it asks first who is there.
     async fn append(
         &self,
         request: &AppendRequest,
         deadline: Duration,
     ) -> Result<AppendResponse, CallError> {
+        if self.is_alone() {
+            let probe = VoteRequest::new(request.vote, request.prev_log_id);
+            self.canvass(&probe, deadline).await?;
+            if self.is_alone() {
+                return Err(CallError::NoQuorum);
+            }
+        }
         let lane = match request.entries.is_empty() {
             true => Lane::Control,
             false => Lane::Traffic,
@@ -152,6 +174,24 @@ impl Link {
         let body = raft_request::Body::Append(encode_message(request));
         match self.call(lane, deadline, body).await? {
             raft_response::Body::Append(bytes) => decoded("answer to an append", bytes),
+            _ => Err(CallError::Mismatch),
+        }
+    }
+
+    fn is_alone(&self) -> bool {
+        self.contact.quorum_silence() > self.timing.quorum_silence_max()
+    }
+
+    /// Asks whether the other side wishes this replica well, should it stand for election. It changes nothing there, so
+    /// it also finds out whether the other side answers at all.
+    pub(super) async fn canvass(
+        &self,
+        request: &VoteRequest,
+        deadline: Duration,
+    ) -> Result<VoteResponse, CallError> {
+        let body = raft_request::Body::Canvass(encode_message(request));
+        match self.call(Lane::Control, deadline, body).await? {
+            raft_response::Body::Canvass(bytes) => decoded("answer to a canvass", bytes),
             _ => Err(CallError::Mismatch),
         }
     }

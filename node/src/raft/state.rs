@@ -1,4 +1,4 @@
-//! What a group says of itself, and the watchdog that ends a time without a leader.
+//! What a group says of itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use openraft::{RaftMetrics, ServerState};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
+use super::contact::Contact;
 use super::fault::Fault;
 use super::states::States;
-use super::timing::Timing;
-use super::types::{Raft, random_below};
+use super::types::{Raft, Vote};
 use crate::storage::Error;
 use crate::types::{NodeId, ReplicaId};
 
@@ -55,8 +54,8 @@ pub struct State {
     pub last_log: Option<u64>,
     /// Index of the last entry in its state.
     pub last_applied: Option<u64>,
-    /// Leader only: its state holds the first entry of its own term, and with it everything accepted before. Earlier
-    /// it must serve neither reads nor attachments.
+    /// Leader only: its state holds the first entry of its own term, and with it everything accepted before; after a
+    /// restart within its term all that its log held then. Earlier it must serve neither reads nor attachments.
     pub applied_own_term: bool,
     /// Leader only: how long ago a majority was heard of, when this was written. Its change wakes nobody.
     pub quorum_age: Option<Duration>,
@@ -100,35 +99,45 @@ impl State {
     }
 }
 
+/// The vote and the last index that a replica was opened with.
+///
+/// A leader that is opened again within its term leads at once. It may have committed, and told, all that its log holds,
+/// but its state is only as new as what reached the disk beside the log, and openraft would confirm reads of that.
+#[derive(Clone, Copy, Debug)]
+struct Opened {
+    vote: Vote,
+    last_log: Option<u64>,
+}
+
 /// Follows openraft's metrics until the group ends. Returns the first state and the task.
 pub(super) fn follow(
     raft: &Raft,
     states: Arc<States>,
     fault: Fault,
-    timing: Timing,
+    contact: Contact,
+    opened_last: Option<u64>,
 ) -> (watch::Receiver<State>, impl Future<Output = ()> + use<>) {
     let mut metrics = raft.metrics();
-    let first = describe(&metrics.borrow_and_update(), &states, &fault);
+    let members = Arc::clone(&metrics.borrow_and_update().membership_config);
+    contact.set_members(&members);
+    let opened = Opened {
+        vote: metrics.borrow().vote,
+        last_log: opened_last,
+    };
+    let first = describe(&metrics.borrow(), &states, &fault, opened);
     let (sender, receiver) = watch::channel(first);
-    let raft = raft.clone();
     let task = async move {
-        let mut watchdog = Watchdog::new(timing);
         loop {
-            let died = tokio::select! {
-                changed = metrics.changed() => changed.is_err(),
-                () = watchdog.due() => {
-                    // An error says that the group has stopped; the metrics tell, too.
-                    let _ = raft.trigger().elect().await;
-                    watchdog.reset();
-                    false
-                }
+            let died = metrics.changed().await.is_err();
+            let mut state = {
+                let metrics = metrics.borrow_and_update();
+                contact.set_members(&metrics.membership_config);
+                describe(&metrics, &states, &fault, opened)
             };
-            let mut state = describe(&metrics.borrow_and_update(), &states, &fault);
             if died && state.role != Role::Stopped {
                 state.role = Role::Stopped;
                 state.failed = Some(Failed::Died("its core panicked".to_owned()));
             }
-            watchdog.look(&state);
             let over = state.role == Role::Stopped;
             sender.send_if_modified(|last| {
                 // That time passes is no news: whoever asks sees it, and nobody is woken for it.
@@ -147,7 +156,12 @@ pub(super) fn follow(
     (receiver, task)
 }
 
-fn describe(metrics: &RaftMetrics<u64, NodeId>, states: &States, fault: &Fault) -> State {
+fn describe(
+    metrics: &RaftMetrics<u64, NodeId>,
+    states: &States,
+    fault: &Fault,
+    opened: Opened,
+) -> State {
     let membership = metrics.membership_config.membership();
     let role = match metrics.state {
         ServerState::Leader => Role::Leader,
@@ -159,6 +173,9 @@ fn describe(metrics: &RaftMetrics<u64, NodeId>, states: &States, fault: &Fault) 
     let leads = role == Role::Leader;
     // Not the term alone: two replicas may lead in one term, one after the other.
     let applied_by = metrics.last_applied.map(|id| id.leader_id);
+    let last_applied = metrics.last_applied.map(|id| id.index);
+    let in_opened_term = metrics.vote.leader_id == opened.vote.leader_id;
+    let has_caught_up = !in_opened_term || last_applied >= opened.last_log;
     let replication = metrics.replication.iter().flatten();
     State {
         role,
@@ -168,8 +185,8 @@ fn describe(metrics: &RaftMetrics<u64, NodeId>, states: &States, fault: &Fault) 
             Some((ReplicaId(leader), *node))
         }),
         last_log: metrics.last_log_index,
-        last_applied: metrics.last_applied.map(|id| id.index),
-        applied_own_term: leads && applied_by == Some(metrics.vote.leader_id),
+        last_applied,
+        applied_own_term: leads && has_caught_up && applied_by == Some(metrics.vote.leader_id),
         quorum_age: metrics.millis_since_quorum_ack.map(Duration::from_millis),
         matched: replication
             .filter(|(id, _)| **id != metrics.id)
@@ -196,42 +213,5 @@ fn failed(fatal: &openraft::error::Fatal<u64>, fault: &Fault) -> Option<Failed> 
         (_, Some(error)) => Some(Failed::Store(error.to_string())),
         (openraft::error::Fatal::Stopped, None) => None,
         (fatal, None) => Some(Failed::Died(fatal.to_string())),
-    }
-}
-
-/// Elects after a freshly drawn delay in a group that has been without a leader for too long.
-struct Watchdog {
-    timing: Timing,
-    elect_at: Option<Instant>,
-}
-
-impl Watchdog {
-    fn new(timing: Timing) -> Self {
-        Self {
-            timing,
-            elect_at: None,
-        }
-    }
-
-    fn look(&mut self, state: &State) {
-        let waits = matches!(state.role, Role::Follower | Role::Candidate);
-        match (waits && state.leader.is_none(), self.elect_at) {
-            (true, None) => self.reset(),
-            (true, Some(_)) => {}
-            (false, _) => self.elect_at = None,
-        }
-    }
-
-    fn reset(&mut self) {
-        let spread = u64::try_from(self.timing.election_max.as_millis()).unwrap_or(u64::MAX);
-        let delay = Duration::from_millis(random_below(spread));
-        self.elect_at = Some(Instant::now() + self.timing.leaderless_max() + delay);
-    }
-
-    async fn due(&self) {
-        match self.elect_at {
-            Some(at) => tokio::time::sleep_until(at).await,
-            None => std::future::pending().await,
-        }
     }
 }

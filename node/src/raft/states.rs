@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::{Mutex, RwLock};
 use roost_proto::storage::{LocalReplica, ReplicaState};
 
-use super::codec::Progress;
-use super::log_store::read_sealed;
+use super::codec::{Progress, read_sealed};
 use crate::storage::keys::{Home, Key, home_range, replica_state_range};
 use crate::storage::{Batch, Column, Error, Read, Store, value};
 use crate::types::{ReplicaId, ShardId};

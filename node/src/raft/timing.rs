@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
 
-use super::network::CHUNK_TRIES_MAX;
-
 /// The times of a group. All replicas of a cluster use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Between two heartbeats of a leader; also how long an append may take before it is sent again.
     pub heartbeat: Duration,
-    /// A follower elects after this long without a leader, and the lease it had granted.
+    /// How long an election may take, and how long a replica that hears a leader grants no vote to another.
     pub election_min: Duration,
-    /// The upper end of the same; also the lease.
+    /// Twice this is how long a replica bears its leader's silence. The difference of both is what chance adds.
     pub election_max: Duration,
     /// How long one chunk of a snapshot may take, the last one with its sync included.
     pub snapshot_chunk: Duration,
@@ -22,7 +20,7 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// For a local network. Measured: a killed leader is replaced after 0.64 s at the median, 0.94 s at most.
+    /// For a local network.
     pub const LOCAL: Self = Self {
         heartbeat: Duration::from_millis(50),
         election_min: Duration::from_millis(200),
@@ -48,13 +46,29 @@ impl Timing {
         }
     }
 
-    /// How long a group may be without a leader before the watchdog elects, after a delay drawn afresh each time up to
-    /// [`Timing::election_max`]. openraft 0.9 draws its random timeout once an instance, so that two survivors may tie
-    /// again and again.
-    #[must_use]
-    pub fn leaderless_max(&self) -> Duration {
-        // One second on a local network.
-        self.heartbeat * 20
+    /// How long there must have been no sign of a leader for a replica to wish another one well that asks whether it
+    /// should stand. A little more than the time for which openraft grants no vote, so that the vote is granted, too.
+    pub(super) fn quiet(&self) -> Duration {
+        self.election_min * 5 / 4
+    }
+
+    /// For how long a replica bears no sign of a leader before it asks whether it should stand for election, without
+    /// its share of chance, [`Timing::spread`]. Longer as long as there is hope: the leader may be slow, or the network.
+    pub(super) fn patience(&self, hope: bool) -> Duration {
+        match hope {
+            true => self.election_max * 2,
+            false => self.quiet(),
+        }
+    }
+
+    /// A time drawn between nothing and this is added to each patience, so that two survivors seldom stand at once.
+    pub(super) fn spread(&self) -> Duration {
+        self.election_max - self.election_min
+    }
+
+    /// A leader that has not heard of a majority for so long gives no sign of leadership until it has.
+    pub(super) fn quorum_silence_max(&self) -> Duration {
+        self.election_max
     }
 
     /// How long the other side is left alone after it could not be reached. Two heartbeats, because during a longer
@@ -75,11 +89,12 @@ impl Timing {
         Config {
             cluster_name: shard.to_owned(),
             // Only the time that an append may take: heartbeats come from the node's ticker. Longer than the interval
-            // between those, so that under load an append is not sent again while its sync is under way; not much longer,
-            // because openraft looks at its election timer every 1.5 of it.
+            // between those, so that under load an append is not sent again while its sync is under way.
             heartbeat_interval: millis(self.heartbeat.max(self.election_min / 2)),
+            // `election` stands for elections. For openraft these only mean how long a vote may take, and for how long
+            // after a leader's sign none is granted.
             election_timeout_min: millis(self.election_min),
-            election_timeout_max: millis(self.election_max),
+            election_timeout_max: millis(self.election_min) + 1,
             install_snapshot_timeout: millis(self.snapshot_chunk),
             // The log store ends an append earlier, by bytes.
             max_payload_entries: APPEND_ENTRIES_MAX,
@@ -91,7 +106,7 @@ impl Timing {
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
             enable_tick: true,
-            enable_elect: true,
+            enable_elect: false,
             // One ticker a node sends the heartbeats of all its groups at the same moment, so that they travel
             // together, and stops sending when the disk hangs.
             enable_heartbeat: false,
@@ -99,6 +114,9 @@ impl Timing {
         }
     }
 }
+
+/// How often a chunk of a snapshot is sent before the transfer is given up.
+pub(super) const CHUNK_TRIES_MAX: u32 = 3;
 
 /// Entries in one append, at most.
 pub(super) const APPEND_ENTRIES_MAX: u64 = 256;
@@ -114,6 +132,5 @@ mod tests {
             timing.config("0").validate().expect("valid");
         }
         assert_eq!(Timing::for_round_trip(Duration::ZERO), Timing::LOCAL);
-        assert_eq!(Timing::LOCAL.leaderless_max(), Duration::from_secs(1));
     }
 }

@@ -13,6 +13,7 @@ use roost_proto::peer::{
     AttachRequest, AttachResponse, Detach, Grant, Request, Response, request, response,
 };
 use roost_proto::storage::{Batch, DeviceOutcome, Outcome, outcome};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::super::{Group, GroupConfig, Keep, Pace, Role, Timing};
@@ -89,6 +90,8 @@ struct Wires {
     /// Directed: nothing passes from the first to the second.
     cut: BTreeSet<(NodeId, NodeId)>,
     at_answer: Option<AtAnswer>,
+    /// Nodes whose processes have died, as everybody's links find out at once.
+    lost: watch::Sender<BTreeSet<NodeId>>,
 }
 
 /// One node's view of the net.
@@ -152,6 +155,10 @@ impl Peers for Plug {
     fn grant(&self, _: NodeId, _: Grant) {}
 
     fn detach(&self, _: NodeId, _: Detach) {}
+
+    fn lost(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.net.0.lock().lost.subscribe()
+    }
 }
 
 impl Net {
@@ -180,6 +187,11 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Nodes 1 to 3, with a group that has a leader.
     pub(super) async fn start(seed: u64) -> Self {
+        Self::start_of(3, seed).await
+    }
+
+    /// Nodes 1 to `nodes`, with a group that has a leader.
+    pub(super) async fn start_of(nodes: u64, seed: u64) -> Self {
         super::super::seed(seed);
         let mut cluster = Self {
             net: Net::default(),
@@ -187,10 +199,10 @@ impl Cluster {
             replicas: BTreeMap::new(),
             nodes: BTreeMap::new(),
         };
-        let members: BTreeMap<ReplicaId, NodeId> = (1..=3)
+        let members: BTreeMap<ReplicaId, NodeId> = (1..=nodes)
             .map(|number| (ReplicaId(number), node(number)))
             .collect();
-        for number in 1..=3 {
+        for number in 1..=nodes {
             cluster.disks.insert(number, MemoryStore::new());
             cluster.replicas.insert(number, ReplicaId(number));
             cluster.open(number).await;
@@ -236,7 +248,11 @@ impl Cluster {
         });
         let group = Arc::new(group.await.unwrap());
         let wires = (number, group.clone(), disk);
-        self.net.0.lock().up.insert(node(number), wires);
+        {
+            let mut net = self.net.0.lock();
+            net.up.insert(node(number), wires);
+            net.lost.send_if_modified(|lost| lost.remove(&node(number)));
+        }
         let ticking = group.clone();
         let ticker = tokio::spawn(async move {
             loop {
@@ -247,10 +263,14 @@ impl Cluster {
         self.nodes.insert(number, Node { group, ticker });
     }
 
-    /// Power loss: the first `keep` unsynced batches survive.
+    /// The process dies, which the others notice, and unsynced batches are lost but the first `keep`.
     pub(super) async fn crash(&mut self, number: u64, keep: usize) {
         let node_id = node(number);
-        self.net.0.lock().up.remove(&node_id);
+        {
+            let mut net = self.net.0.lock();
+            net.up.remove(&node_id);
+            net.lost.send_if_modified(|lost| lost.insert(node_id));
+        }
         let Some(dead) = self.nodes.remove(&number) else {
             return;
         };
@@ -270,6 +290,14 @@ impl Cluster {
 
     pub(super) fn cut(&self, from: u64, to: u64) {
         self.net.0.lock().cut.insert((node(from), node(to)));
+    }
+
+    /// Nothing passes between a node and the others, either way.
+    pub(super) fn isolate(&self, number: u64) {
+        for other in self.nodes.keys().filter(|other| **other != number) {
+            self.cut(number, *other);
+            self.cut(*other, number);
+        }
     }
 
     pub(super) fn heal(&self) {
@@ -347,6 +375,10 @@ impl Cluster {
             bytes: 0,
         };
         self.group(number).collect(keep).await.unwrap()
+    }
+
+    pub(super) fn term(&self, number: u64) -> u64 {
+        self.group(number).state().borrow().term
     }
 
     pub(super) fn role(&self, number: u64) -> Role {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod elections;
 mod power_loss;
 mod replicas;
 mod suite;

@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::super::{Failed, ProposeError, ReadError, Role, Timing};
 use super::cluster::{Cluster, batch, batch_of, node};
 use crate::storage::keys::Key;
@@ -216,28 +214,6 @@ async fn a_lost_replica_is_renewed() {
     cluster.accept(12).await;
 }
 
-/// A killed leader is replaced, whatever the random delays are: within what is promised, with room for what a real disk
-/// and network take. Two survivors that tie do not do so for ever.
-#[tokio::test(start_paused = true)]
-async fn a_killed_leader_is_soon_replaced() {
-    let mut times = Vec::new();
-    for seed in 0..50 {
-        let mut cluster = Cluster::start(1_000 + seed).await;
-        cluster.accept(1).await;
-        tokio::time::sleep(Duration::from_millis(seed * 7)).await;
-        let dead = cluster.leader().await;
-        let killed = Instant::now();
-        cluster.crash(dead, 0).await;
-        cluster.accept(2).await;
-        times.push(killed.elapsed());
-    }
-    times.sort();
-    let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
-    println!("replaced after {median:?} at the median, {longest:?} at most");
-    assert!(median < Duration::from_millis(900), "{median:?}");
-    assert!(longest < Duration::from_secs(2), "{longest:?}");
-}
-
 /// A group that was stopped is opened again over the same store, as after a panic of its core.
 #[tokio::test(start_paused = true)]
 async fn a_stopped_group_opens_again() {
@@ -336,5 +312,35 @@ async fn a_quick_restart_of_a_leader_sends_no_snapshot() {
             0,
             "a snapshot came"
         );
+    }
+}
+
+/// Goal: after a loss of power a leader that comes back within its term confirms no read of a state that lacks what was
+/// accepted. Its log had been synced, its state had not. Method: the last state is lost on every node, and the leader is
+/// asked at once, before the others have told it how far they are.
+#[tokio::test(start_paused = true)]
+async fn a_restarted_leader_serves_nothing_old() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::start(20 + seed).await;
+        for number in 1..=5 {
+            cluster.accept(number).await;
+        }
+        let leader = cluster.leader().await;
+        for number in 1..=3 {
+            cluster.crash(number, 0).await;
+        }
+        for number in 1..=3 {
+            cluster.open(number).await;
+        }
+        assert_ne!(cluster.numbers(leader), upto(5), "nothing was lost");
+        let group = cluster.group(leader);
+        let mut state = group.state();
+        let leads = state.wait_for(|state| state.role == Role::Leader);
+        let leads = tokio::time::timeout(Timing::LOCAL.election_min / 2, leads).await;
+        leads.expect("it is back within its term").unwrap();
+        let asked = async { while group.confirm_read().await.is_err() {} };
+        let asked = tokio::time::timeout(Duration::from_secs(5), asked).await;
+        asked.expect("a majority is up");
+        assert_eq!(cluster.numbers(leader), upto(5));
     }
 }
