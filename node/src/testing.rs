@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::peer::{self, Attachment, Lane, Peers, PushSink};
 use crate::raft::{Group, GroupConfig, Timing};
 use crate::replica::clock::{ShardClock, Vitals};
-use crate::replica::{self, Context, Replicas};
+use crate::replica::{self, Bounds, Context, Parts, Replicas};
 use crate::router::placement::Placement;
 use crate::router::{Room, Router};
 use crate::shard::UserShard;
@@ -76,6 +76,28 @@ pub(crate) async fn follower() -> Arc<Group> {
 /// A clock that stands at noon.
 pub(crate) fn noon() -> Arc<ShardClock> {
     Arc::new(ShardClock::new(Arc::new(|| NOON_MS), |_| true))
+}
+
+/// What a replica of a group is made of, on a node that is well.
+pub(crate) fn parts(group: &Arc<Group>) -> Parts {
+    Parts {
+        shard: SHARD,
+        clock: noon(),
+        limits: limits(),
+        bounds: Bounds {
+            batch_entries_max: 4,
+            batch_bytes_max: 1 << 20,
+            pending_max: 100,
+            pending_bytes_max: 1 << 20,
+            timeout: Duration::from_secs(5),
+        },
+        attachments_max: 1,
+        outbox: Arc::default(),
+        disk_low: Arc::new(|| false),
+        disk_hangs: watch::channel(false).1,
+        feature_level: Arc::new(|_| crate::versions::FEATURE_LEVEL),
+        group: Arc::clone(group),
+    }
 }
 
 /// Bounds that no test meets.

@@ -129,9 +129,10 @@ section! {
         /// Between two heartbeats of a leader; an append that is not answered within this, or half of `election_min_ms`
         /// if that is longer, is sent again.
         heartbeat_ms: u64 = 50, within 10..=10_000;
-        /// Shortest silence after which a follower stands for election.
+        /// How long an election may take at least, and how long a follower that hears its leader grants no vote to others.
         election_min_ms: u64 = 200, within 30..=60_000;
-        /// Longest silence after which a follower stands for election.
+        /// Twice this is how long a follower bears silence, and a time drawn up to the difference of both, before it asks
+        /// the others whether it should stand for election; less when it knows that its leader's process is dead.
         election_max_ms: u64 = 300, within 31..=120_000;
         /// Log entries older than this are purged, even when a follower still needs them; it then takes a snapshot.
         /// At most half of `storage.reclaim_ms`, which it is part of.
@@ -230,8 +231,9 @@ section! {
         max_wal_bytes: u64 = 256 * MIB, within MIB..=1024 * GIB;
         /// When a delivered message is gone from every file of the data directory, at the latest (contract C5).
         reclaim_ms: u64 = HOUR, within 2 * SECOND..=30 * DAY;
-        /// A sync outstanding for longer than this stops the node's heartbeats, so that others take over.
-        sync_stall_ms: u64 = SECOND, within 100..=MINUTE;
+        /// A sync outstanding for longer than this stops the node's heartbeats, so that others take over, and whoever waits
+        /// for the node is told to ask elsewhere. About as long as followers bear silence, `raft.election_max_ms` twice.
+        sync_stall_ms: u64 = 600, within 100..=MINUTE;
     }
 }
 
@@ -265,7 +267,7 @@ section! {
         /// First wait before a broken link is dialled again; doubled, with jitter, each time.
         redial_min_ms: u64 = 20, within 1..=MINUTE;
         /// Longest wait before a broken link is dialled again.
-        redial_max_ms: u64 = SECOND, within 1..=10 * MINUTE;
+        redial_max_ms: u64 = 250, within 1..=10 * MINUTE;
         /// Between two pings on a link.
         keep_alive_ms: u64 = 500, within 50..=MINUTE;
         /// A link that answers no ping for this long is broken.

@@ -49,8 +49,8 @@ impl Keeper {
         spawn(stop, async move { keeper.reclaim().await });
     }
 
-    /// One tick for all replicas, so that heartbeats of all shards between two nodes travel together. None while a sync
-    /// is outstanding for too long: this node could not acknowledge anything, so others take over.
+    /// One tick for all replicas. None while a sync is outstanding for too long: this node could not acknowledge anything,
+    /// so others take over, and whoever waits here is told so.
     async fn heartbeats(&self) {
         let stall = Duration::from_millis(self.config.storage.sync_stall_ms);
         let mut tick = tokio::time::interval(Duration::from_millis(self.config.raft.heartbeat_ms));
@@ -69,10 +69,9 @@ impl Keeper {
                 metrics::SYNC_STALLS.handle().increment(1);
             }
             stalled = stalls;
+            self.replicas.set_disk_hangs(stalled);
             if !stalled {
-                for replica in self.replicas.all() {
-                    replica.group().heartbeat().await;
-                }
+                self.replicas.heartbeat().await;
             }
         }
     }

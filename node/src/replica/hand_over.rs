@@ -11,9 +11,6 @@ use crate::peer::{Lane, Peers};
 use crate::raft::Role;
 use crate::types::{NodeId, ReplicaId};
 
-/// How long proposals may be held back for it; clients notice nothing but this delay.
-const PAUSE_MAX: Duration = Duration::from_millis(1_500);
-
 impl Replica {
     /// Hands leadership to another voter of the shard; returns once somebody else leads.
     ///
@@ -33,9 +30,11 @@ impl Replica {
         if !self.group.hears(target) {
             return Err(Error::Unknown);
         }
+        // Clients notice nothing but this delay.
+        let pause_max = self.group.hand_over_max();
         self.proposer.set_paused(true);
-        let handed =
-            tokio::time::timeout(PAUSE_MAX, self.hand_over_paused(peers, node, target)).await;
+        let handing = self.hand_over_paused(peers, node, target, pause_max);
+        let handed = tokio::time::timeout(pause_max, handing).await;
         self.proposer.set_paused(false);
         handed.unwrap_or(Err(Error::Unknown))
     }
@@ -45,6 +44,7 @@ impl Replica {
         peers: &dyn Peers,
         node: NodeId,
         target: ReplicaId,
+        pause_max: Duration,
     ) -> Result<(), Error> {
         if !self.group.caught_up(target).await {
             return Ok(());
@@ -53,7 +53,7 @@ impl Replica {
             request: Some(request::Request::HandOver(HandOver { replica: target.0 })),
         };
         let answer = peers
-            .call(node, Lane::Control, PAUSE_MAX, request)
+            .call(node, Lane::Control, pause_max, request)
             .await
             .map_err(|_| Error::Unknown)?;
         if !matches!(answer.response, Some(response::Response::HandOver(_))) {

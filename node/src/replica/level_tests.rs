@@ -3,28 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::testing::{SHARD, add, leader, limits, noon};
+use crate::testing::{add, leader, parts};
 use crate::versions::FEATURE_LEVEL;
 
 /// A leader whose only voter announces a level.
 async fn replica(announced: u32) -> Arc<Replica> {
     let group = leader().await;
     let parts = Parts {
-        shard: SHARD,
-        clock: noon(),
-        limits: limits(),
-        bounds: Bounds {
-            batch_entries_max: 4,
-            batch_bytes_max: 1 << 20,
-            pending_max: 100,
-            pending_bytes_max: 1 << 20,
-            timeout: Duration::from_secs(5),
-        },
-        attachments_max: 1,
-        outbox: Arc::default(),
-        disk_low: Arc::new(|| false),
         feature_level: Arc::new(move |_| announced),
-        group: Arc::clone(&group),
+        ..parts(&group)
     };
     Replica::start(group.replica(), parts)
 }

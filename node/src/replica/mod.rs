@@ -9,10 +9,14 @@ pub mod clock;
 mod delivery;
 mod error;
 mod hand_over;
+mod leadership;
+#[cfg(test)]
+mod leadership_tests;
 #[cfg(test)]
 mod level_tests;
 mod outbox_signals;
 mod proposer;
+mod reads;
 mod replicas;
 
 use std::sync::Arc;
@@ -20,12 +24,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use roost_proto::peer::{
-    AttachRequest, AttachResponse, Authenticate, Authenticated, DeviceSummary, ShardResponse,
-    UserList, UserSummary, shard_request, shard_response,
+    AttachRequest, AttachResponse, ShardResponse, shard_request, shard_response,
 };
 use roost_proto::storage::{Command, Limits, command};
-use roost_proto::v1::{self, Code, Cursor};
-use tokio::sync::Notify;
+use roost_proto::v1::{self, Code};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use delivery::{Target, body_bytes};
@@ -34,22 +37,16 @@ pub use outbox_signals::OutboxSignals;
 pub use proposer::Bounds;
 pub use replicas::{Context, Replicas};
 
-use crate::auth;
 use crate::metrics;
 use crate::raft::{Group, Role, View};
 use crate::sabotage::{self, Break};
 use crate::shard::{Effects, read::Reader};
-use crate::storage::keys::Key;
-use crate::storage::value;
 use crate::types::{NodeId, ReplicaId, ShardId, UserId};
 use crate::versions;
 use barrier::Barrier;
 use clock::ShardClock;
 use delivery::Delivery;
 use proposer::Proposer;
-
-/// Users in one page of a listing.
-const LIST_USERS_MAX: usize = 500;
 
 /// A leader whose quorum has been silent for longer than this serves no attachment and no read; its followers may have
 /// elected another.
@@ -71,6 +68,9 @@ pub struct Replica {
     /// Entries wait for deletion; chores look.
     trims: Notify,
     disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
+    disk_hangs: watch::Receiver<bool>,
+    /// See [`Replica::leader`].
+    leader: watch::Sender<Option<NodeId>>,
     feature_level: LevelOf,
     damage: Arc<Mutex<Option<String>>>,
     stop: CancellationToken,
@@ -94,6 +94,8 @@ pub struct Parts {
     pub outbox: Arc<OutboxSignals>,
     /// Whether this node's disk is below its reserve.
     pub disk_low: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Whether a sync of this node's store takes longer than it may.
+    pub disk_hangs: watch::Receiver<bool>,
     /// What the nodes of the voters understand.
     pub feature_level: LevelOf,
 }
@@ -132,6 +134,8 @@ impl Replica {
             trims: Notify::new(),
             damage,
             disk_low: parts.disk_low,
+            disk_hangs: parts.disk_hangs,
+            leader: watch::Sender::default(),
             feature_level: parts.feature_level,
             stop,
         });
@@ -165,7 +169,8 @@ impl Replica {
         &self.group
     }
 
-    /// Whether it leads, has applied everything from before its term, and has heard from a quorum lately.
+    /// Whether it leads, has applied everything from before its term, has heard from a quorum lately, and has a disk that
+    /// answers.
     #[must_use]
     pub fn serves(&self) -> bool {
         let state = self.group.state();
@@ -173,6 +178,7 @@ impl Replica {
         state.role == Role::Leader
             && self.damage.lock().is_none()
             && state.applied_own_term
+            && !*self.disk_hangs.borrow()
             && (sabotage::on(Break::StaleReads)
                 || state
                     .quorum_age
@@ -190,6 +196,10 @@ impl Replica {
     /// # Errors
     /// See [`Error`].
     pub async fn handle(&self, request: shard_request::Request) -> Result<ShardResponse, Error> {
+        self.unless_disk_hangs(self.answer(request)).await
+    }
+
+    async fn answer(&self, request: shard_request::Request) -> Result<ShardResponse, Error> {
         let response = match request {
             shard_request::Request::Propose(command) => {
                 shard_response::Response::Outcome(self.propose(command).await?)
@@ -198,18 +208,10 @@ impl Replica {
                 shard_response::Response::Authenticated(self.authenticate(&request).await?)
             }
             shard_request::Request::ListUsers(request) => {
-                self.barrier.confirm().await?;
-                let limit = (request.limit as usize).clamp(1, LIST_USERS_MAX);
-                shard_response::Response::Users(self.list_users(&request.after, limit)?)
+                shard_response::Response::Users(self.list_users(&request).await?)
             }
             shard_request::Request::ReadCluster(_) => {
-                self.barrier.confirm().await?;
-                let view = self.view();
-                let key = Key::Cluster(view.home());
-                let cluster = value::get(view.store().as_ref(), &key)
-                    .map_err(|error| self.read_failed(error))?;
-                // Not recorded yet: the meta shard's first command is on its way.
-                shard_response::Response::Cluster(cluster.ok_or(Error::Unknown)?)
+                shard_response::Response::Cluster(self.read_cluster().await?)
             }
         };
         Ok(ShardResponse {
@@ -242,7 +244,7 @@ impl Replica {
         request: AttachRequest,
         target: Target,
     ) -> Result<AttachResponse, Error> {
-        self.barrier.confirm().await?;
+        self.unless_disk_hangs(self.barrier.confirm()).await?;
         if !self.serves() {
             return Err(Error::NotLeader { leader: None });
         }
@@ -357,121 +359,6 @@ impl Replica {
         leads
             .then_some(state.term)
             .ok_or(Error::NotLeader { leader: None })
-    }
-
-    async fn authenticate(&self, request: &Authenticate) -> Result<Authenticated, Error> {
-        self.barrier.confirm().await?;
-        self.wait_for_time()?;
-        let term = self.term_led()?;
-        let row = reader(&self.view())
-            .user(&request.user)
-            .map_err(|error| self.read_failed(error))?
-            .filter(|row| !row.removed);
-        let device = row
-            .as_ref()
-            .and_then(|row| row.devices.iter().find(|d| d.device == request.device));
-        let stored = device.map(|device| &device.key_hash[..]);
-        let welcome = auth::device_is_welcome(&request.key, stored);
-        let (Some(row), Some(device), true) = (&row, device, welcome) else {
-            let error = refusal(
-                Code::Unauthenticated,
-                "unknown account or device, or wrong key",
-            );
-            return Ok(Authenticated {
-                error: Some(error),
-                ..Authenticated::default()
-            });
-        };
-        Ok(Authenticated {
-            error: None,
-            cursor: Some(Cursor {
-                incarnation: row.incarnation,
-                seq: device.cursor_seq,
-            }),
-            server_time_ms: self.clock.now_ms(),
-            epoch: Some(self.delivery.draw_epoch(term, self.id)),
-        })
-    }
-
-    fn list_users(&self, after: &str, limit: usize) -> Result<UserList, Error> {
-        let after = UserId::parse(after).ok();
-        let page = reader(&self.view())
-            .list_users(after.as_ref(), limit)
-            .map_err(|error| self.read_failed(error))?;
-        let more = page.len() == limit;
-        let last = page
-            .last()
-            .map(|(user, _)| user.to_string())
-            .unwrap_or_default();
-        let users = page
-            .into_iter()
-            .filter(|(_, row)| !row.removed)
-            .map(|(user, row)| UserSummary {
-                user: user.to_string(),
-                entries: row.entries,
-                bytes: row.bytes,
-                devices: row
-                    .devices
-                    .iter()
-                    .map(|device| DeviceSummary {
-                        device: device.device,
-                        name: device.name.clone(),
-                        cursor: Some(Cursor {
-                            incarnation: row.incarnation,
-                            seq: device.cursor_seq,
-                        }),
-                    })
-                    .collect(),
-            })
-            .collect();
-        Ok(UserList { users, more, last })
-    }
-
-    /// Begins and ends terms of leadership. What must happen is a row: a new leader starts by scanning them.
-    async fn follow_leadership(&self) {
-        let mut states = self.group.state();
-        let mut leading = None;
-        loop {
-            let (term, leads, leader) = {
-                let state = states.borrow_and_update();
-                let leads = state.role == Role::Leader && state.applied_own_term;
-                (state.term, leads, state.leader.map(|(_, node)| node))
-            };
-            if leading.is_some_and(|led| !leads || led != term) {
-                self.delivery.end_all(leader);
-                leading = None;
-            }
-            if leads && leading.is_none() {
-                leading = Some(term);
-                self.begin_term(term);
-            }
-            if states.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    fn begin_term(&self, term: u64) {
-        let view = self.view();
-        let reader = reader(&view);
-        match reader
-            .applied()
-            .and_then(|applied| Ok((applied, reader.outbox_heads()?)))
-        {
-            Ok((applied, heads)) => {
-                self.clock.begin(applied.time_ms);
-                for (destination, head) in heads {
-                    if head.rows > 0 {
-                        self.outbox.raise(self.shard, destination);
-                    }
-                }
-            }
-            Err(error) => {
-                tracing::error!(shard = %self.shard, %error, "a new leader cannot read its state")
-            }
-        }
-        self.trims.notify_one();
-        tracing::info!(shard = %self.shard, term, "leads");
     }
 }
 

@@ -10,6 +10,7 @@ use roost_proto::peer::{
     ShardResponse, shard_request,
 };
 use roost_proto::storage::{ClusterState, Limits, LocalReplica};
+use tokio::sync::watch;
 
 use super::clock::{ShardClock, Vitals, WallClock};
 use super::{Bounds, Error, LevelOf, OutboxSignals, Parts, Replica, Target};
@@ -56,6 +57,7 @@ pub struct Replicas {
     /// The state generation last seen of each replica: a rise is an installed snapshot.
     generations: Mutex<BTreeMap<ReplicaId, u32>>,
     pace: Arc<Pace>,
+    disk_hangs: watch::Sender<bool>,
 }
 
 impl Replicas {
@@ -69,7 +71,25 @@ impl Replicas {
             context,
             by_shard: RwLock::default(),
             generations: Mutex::default(),
+            disk_hangs: watch::Sender::default(),
         }
+    }
+
+    /// Heartbeats of every shard that this node leads, at once, so that they travel together.
+    pub async fn heartbeat(&self) {
+        for replica in self.all() {
+            replica.group().heartbeat().await;
+        }
+    }
+
+    /// A sync of the store takes longer than it may, or no longer. Whoever waits for a leader here is told to ask
+    /// elsewhere, and nobody is served until it is over.
+    pub fn set_disk_hangs(&self, hangs: bool) {
+        self.disk_hangs.send_if_modified(|known| {
+            let modified = *known != hangs;
+            *known = hangs;
+            modified
+        });
     }
 
     /// Opens a replica that is on this node's disk and starts it. `members` founds a group that has no log yet; every
@@ -121,6 +141,7 @@ impl Replicas {
                 attachments_max: config.replica.attachments_max,
                 outbox: Arc::clone(&self.context.outbox),
                 disk_low: Arc::clone(&self.context.disk_low),
+                disk_hangs: self.disk_hangs.subscribe(),
                 feature_level: Arc::clone(&self.context.feature_level),
             },
         );

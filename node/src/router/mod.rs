@@ -23,7 +23,6 @@ use tokio::time::Instant;
 
 use crate::metrics;
 use crate::peer::{self, Attachment, Lane, Peers};
-use crate::raft::{Role, State};
 use crate::replica::{self, Replicas};
 use crate::types::{NodeId, ShardId};
 use placement::Placement;
@@ -166,6 +165,7 @@ impl Router {
                     number,
                     shard,
                     pushes,
+                    news: self.news(shard, node),
                 });
                 Ok(Response {
                     response: Some(response::Response::Attach(response)),
@@ -202,9 +202,10 @@ impl Router {
                 break;
             };
             let limit = left.min(ATTEMPT_MAX);
+            let mut news = self.news(shard, node);
             let answer = tokio::select! {
                 answer = attempt(node, limit) => answer,
-                () = self.leader_moved_from(shard, node) => Err(peer::Error::TimedOut(node)),
+                () = news.moved() => Err(peer::Error::TimedOut(node)),
             };
             match self.judge(shard, node, answer) {
                 Verdict::Answer(response) => return Ok(response),
@@ -221,8 +222,11 @@ impl Router {
                     failed = Some(node);
                 }
             }
-            tokio::time::sleep(back_off.min(deadline.saturating_duration_since(Instant::now())))
-                .await;
+            let rest = back_off.min(deadline.saturating_duration_since(Instant::now()));
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                () = news.moved() => {}
+            }
             back_off = (back_off * 2).min(BACK_OFF_MAX);
         }
         metrics::FORWARDS.of("unavailable").increment(1);
@@ -246,31 +250,19 @@ impl Router {
     }
 
     fn leader_seen_here(&self, shard: ShardId) -> Option<NodeId> {
-        let replica = self.replicas.get(shard)?;
-        let state = replica.group().state();
-        let state = state.borrow();
-        // A replica that has stopped remembers the last leader for ever.
-        let knows = state.role != Role::Stopped;
-        state.leader.filter(|_| knows).map(|(_, node)| node)
+        *self.replicas.get(shard)?.leader().borrow()
     }
 
-    /// Returns when a replica here learns that somebody else leads; never, without a replica here.
-    async fn leader_moved_from(&self, shard: ShardId, node: NodeId) {
-        if let Some(replica) = self.replicas.get(shard) {
-            let mut states = replica.group().state();
-            // What the replica believed before is no news: it may be behind whoever named this node.
-            let before = states.borrow().leader;
-            let elsewhere = |state: &State| {
-                state.role != Role::Stopped
-                    && state.leader != before
-                    && state.leader.is_some_and(|(_, leader)| leader != node)
-            };
-            let moved = states.wait_for(elsewhere);
-            if moved.await.is_ok() {
-                return;
-            }
+    /// What a replica here will learn of a shard's leadership. What it believes now is no news: it may be behind whoever
+    /// named `node`.
+    fn news(&self, shard: ShardId, node: NodeId) -> News {
+        let leaders = self.replicas.get(shard).map(|replica| replica.leader());
+        let before = leaders.as_ref().and_then(|leaders| *leaders.borrow());
+        News {
+            leaders,
+            before,
+            node,
         }
-        std::future::pending().await
     }
 
     fn judge(
@@ -349,6 +341,29 @@ pub struct Room {
     pub notices: u32,
 }
 
+/// Hears of it when somebody else than `node` leads.
+struct News {
+    leaders: Option<watch::Receiver<Option<NodeId>>>,
+    before: Option<NodeId>,
+    node: NodeId,
+}
+
+impl News {
+    /// Returns when a replica here learns that somebody else leads; never, without a replica here.
+    async fn moved(&mut self) {
+        let (before, node) = (self.before, self.node);
+        let elsewhere = |leader: &Option<NodeId>| {
+            *leader != before && leader.is_some_and(|leader| leader != node)
+        };
+        if let Some(leaders) = &mut self.leaders
+            && leaders.wait_for(elsewhere).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
 /// An attachment, from the session's side. Dropping it detaches.
 pub struct Attached {
     peers: Arc<dyn Peers>,
@@ -356,12 +371,18 @@ pub struct Attached {
     number: Attachment,
     shard: ShardId,
     pushes: mpsc::UnboundedReceiver<Push>,
+    news: News,
 }
 
 impl Attached {
-    /// The next push; `None` when the link has broken: attach again.
+    /// The next push; `None` when the link has broken, or somebody else leads who was elected without the knowledge of the
+    /// leader here, which is cut off or frozen: attach again.
     pub async fn next(&mut self) -> Option<Push> {
-        self.pushes.recv().await
+        tokio::select! {
+            biased;
+            push = self.pushes.recv() => push,
+            () = self.news.moved() => None,
+        }
     }
 
     /// More room for pushes.
