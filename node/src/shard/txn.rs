@@ -3,7 +3,7 @@
 //! Rows that many commands of a batch touch (users, senders, outbox heads, the applied row) are *hot*: decoded once,
 //! kept decoded while the batch is applied, and encoded once at its end. All others are encoded as they are put.
 
-use std::collections::{BTreeMap, btree_map};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::iter::Peekable;
 use std::ops::Range;
 
@@ -21,6 +21,8 @@ pub struct Txn<'a> {
     /// Removed before anything in `written` was set.
     dropped: Vec<Range<Bytes>>,
     written: BTreeMap<Bytes, Option<Bytes>>,
+    /// Removed, and then set anew, both in this batch. To the store that is another row under an old key.
+    replaced: BTreeSet<Bytes>,
     hot: HotRows,
 }
 
@@ -70,6 +72,7 @@ impl<'a> Txn<'a> {
             home,
             dropped: Vec::new(),
             written: BTreeMap::new(),
+            replaced: BTreeSet::new(),
             hot: HotRows::default(),
         }
     }
@@ -80,17 +83,19 @@ impl<'a> Txn<'a> {
         self.home
     }
 
-    /// Everything written: removed ranges first, then single rows in key order.
+    /// Everything written: removed ranges first, then rows that were replaced, then single rows in key order.
     #[must_use]
     pub fn into_ops(mut self) -> Vec<Op> {
         self.flush();
         let ranges = self.dropped.into_iter();
         let ranges = ranges.map(|range| Op::DeleteRange(Column::State, range));
+        let replaced = self.replaced.into_iter();
+        let replaced = replaced.map(|key| Op::Delete(Column::State, key));
         let rows = self.written.into_iter().map(|(key, value)| match value {
             Some(value) => Op::Put(Column::State, key, value),
             None => Op::Delete(Column::State, key),
         });
-        ranges.chain(rows).collect()
+        ranges.chain(replaced).chain(rows).collect()
     }
 
     /// The value of a key, as this batch sees it. Not for hot rows.
@@ -107,7 +112,15 @@ impl<'a> Txn<'a> {
 
     /// Sets a key. Not for hot rows.
     pub fn put(&mut self, key: Bytes, value: Bytes) {
-        self.written.insert(key, Some(value));
+        match self.written.entry(key) {
+            btree_map::Entry::Vacant(row) => drop(row.insert(Some(value))),
+            btree_map::Entry::Occupied(mut row) => {
+                if row.get().is_none() {
+                    self.replaced.insert(row.key().clone());
+                }
+                row.insert(Some(value));
+            }
+        }
     }
 
     /// Removes a key, if there. Not for hot rows.

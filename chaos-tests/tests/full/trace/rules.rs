@@ -183,7 +183,8 @@ pub(super) fn check(nodes: &[NodeTrace], ids: &[String]) -> Result<Seen> {
             match &asked.body {
                 Body::Append(entries) => seen.appends += appends(node, asked, entries, ids)?,
                 Body::Vote(_) => seen.votes += votes(node, asked)?,
-                Body::SnapshotChunk(_) => {}
+                // Neither promises anything that a sync would have to come before.
+                Body::SnapshotChunk(_) | Body::Canvass(_) => {}
             }
         }
     }
