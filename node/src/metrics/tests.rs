@@ -34,6 +34,7 @@ const UNITS: &[&str] = &[
     "elections",
     "snapshots",
     "ranges",
+    "retries",
     "callbacks",
     "syncs",
     "stalls",
