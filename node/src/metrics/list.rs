@@ -166,6 +166,8 @@ metrics! {
         "Log entries of all replicas of the node in memory, bounded by raft.log_cache_bytes."
     Counter SNAPSHOTS = "roost_raft_installed_snapshots_total", Count;
         "Snapshots that replicas of this node installed because the log no longer reached them."
+    Counter REFUSED_SNAPSHOTS = "roost_raft_refused_snapshots_total", Count;
+        "Snapshots that came damaged to replicas of this node: they were not used, and are sent again."
     Counter SENT_SNAPSHOT_BYTES = "roost_raft_sent_snapshot_bytes_total", Bytes;
         "Bytes of snapshots that this node sent, bounded per second by raft.snapshot_bytes_per_second."
     Counter RECEIVED_SNAPSHOT_BYTES = "roost_raft_received_snapshot_bytes_total", Bytes;

@@ -170,7 +170,8 @@ impl Inbox {
     async fn chunk(&self, bytes: Bytes) -> Result<Answer, Failure> {
         // A damaged chunk is sent again by whoever gets this failure, from the beginning.
         let bytes_long = bytes.len() as u64;
-        let chunk: Chunk = decode_message("chunk of a snapshot", bytes).map_err(refused)?;
+        let chunk = decode_message("chunk of a snapshot", bytes).inspect_err(note_damage);
+        let chunk: Chunk = chunk.map_err(refused)?;
         let own = self.raft.metrics().borrow().vote;
         // Votes are only partly ordered: refused is what is not at least as new.
         if chunk
@@ -223,6 +224,7 @@ impl Inbox {
                 self.install(vote, received).await
             }
             Err(error @ storage::Error::Corrupt { .. }) => {
+                note_damage(&error);
                 self.give_up(incoming).map_err(broken)?;
                 Ok(Answer::Refused(error.to_string()))
             }
@@ -261,6 +263,11 @@ impl Inbox {
             None => Ok(()),
         }
     }
+}
+
+fn note_damage(error: &storage::Error) {
+    metrics::REFUSED_SNAPSHOTS.handle().increment(1);
+    tracing::warn!(%error, "a snapshot came damaged; it is refused, and must be sent again");
 }
 
 fn stopped(error: RaftError<u64>) -> Failure {
