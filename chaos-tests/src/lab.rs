@@ -6,6 +6,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::future::Future;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -421,6 +422,29 @@ pub fn device(credentials: &Credentials) -> Device {
         user: credentials.user.clone(),
         device: credentials.device,
     }
+}
+
+/// All files of a directory, however deep. One that is removed meanwhile may be missing.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            entries => entries.with_context(|| directory.display().to_string())?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            match path.is_dir() {
+                true => directories.push(path),
+                false => found.push(path),
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The binary under test.

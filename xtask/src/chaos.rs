@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::packages;
 use crate::story;
-use crate::workspace::{Workspace, run};
+use crate::workspace::{Workspace, output, run};
 
 /// What faults are made with, and the Debian package of each. They are looked for as files, some of them libraries.
 const TOOLS: &[(&str, &str)] = &[
@@ -31,18 +31,32 @@ const WITHOUT_ROOT: [&str; 2] = ["--hosts", "proxy"];
 ///
 /// When something is missing that cannot be installed from here, or the cluster broke a promise.
 pub(crate) fn run_with(workspace: &Workspace, options: &[&str]) -> Result<()> {
-    let needs_tools =
-        !options.contains(&"--list") && !options.windows(2).any(|two| two == WITHOUT_ROOT);
+    let needs_tools = !options.windows(2).any(|two| two == WITHOUT_ROOT)
+        && !["--list", "--table"]
+            .iter()
+            .any(|quiet| options.contains(quiet));
     if needs_tools {
         packages::install(&missing())?;
     }
     let binaries = story::build(workspace, &["roost", "chaos"])?;
     let mut chaos = Command::new(binaries.join("chaos"));
     chaos.args(options).env("ROOST_BIN", binaries.join("roost"));
+    // The matrix and its table are files of the checkout.
+    chaos.current_dir(&workspace.root);
+    if options.contains(&"--matrix") {
+        chaos.args(["--commit", commit(workspace)?.trim()]);
+    }
     if !options.contains(&"--out") {
         chaos.arg("--out").arg(workspace.target.join("chaos"));
     }
     run(&mut chaos).context("the cluster did not pass")
+}
+
+/// What is under test, with a mark when it is not what was committed.
+fn commit(workspace: &Workspace) -> Result<String> {
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--dirty", "--exclude", "*"]);
+    output(git.current_dir(&workspace.root)).context("the commit under test")
 }
 
 fn missing() -> Vec<&'static str> {

@@ -1,33 +1,21 @@
-//! Packets that arrive late: a thread takes every packet that comes to a host and lets it go when its time has come.
+//! Packets that arrive late: every packet that comes to a host is held and let go when its time has come.
 //!
 //! Each packet draws a delay of its own between two bounds, so that packets overtake each other. What is held when the
 //! thread is told to stop is let go at once.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
 use nfq::{Message, Queue, Verdict};
+use rand::Rng as _;
 use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// The number by which packet rules find the thread, in each host's own namespace.
-pub(super) const QUEUE: u16 = 7;
-/// Packets held in the kernel, at most; beyond it packets are dropped, as a full router would.
-const HELD_MAX: u32 = 100_000;
 /// How exact the times are.
 const TICK: Duration = Duration::from_micros(500);
-/// Only the verdict matters, not what is in a packet.
-const COPIED_BYTES: u16 = 32;
 
 /// How late packets come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,61 +26,8 @@ pub struct Delay {
     pub most: Duration,
 }
 
-/// The thread that delays what comes to one host; ends when dropped.
-#[derive(Debug)]
-pub(super) struct Delayer {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Delayer {
-    /// Starts in the network namespace at `path`.
-    pub(super) fn start(path: &str, delay: Delay, seed: u64) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (ready, is_ready) = mpsc::channel();
-        let (path, stopped) = (path.to_owned(), Arc::clone(&stop));
-        let thread = thread::spawn(move || {
-            let opened = open(&path);
-            let queue = opened.map_err(|error| {
-                // Told to whoever waits; without him nobody wants to know.
-                let _ = ready.send(Err(error));
-            });
-            if let Ok(queue) = queue {
-                let _ = ready.send(Ok(()));
-                hold(queue, delay, StdRng::seed_from_u64(seed), &stopped);
-            }
-        });
-        let started = is_ready.recv();
-        started.map_err(|_| anyhow!("the thread that delays packets died"))??;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Delayer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn open(path: &str) -> Result<Queue> {
-    let namespace = File::open(path).with_context(|| format!("no network namespace {path}"))?;
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-    let mut queue = Queue::open().context("opening the packet queue")?;
-    queue.bind(QUEUE).context("binding the packet queue")?;
-    queue.set_queue_max_len(QUEUE, HELD_MAX)?;
-    queue.set_copy_range(QUEUE, COPIED_BYTES)?;
-    queue.set_recv_gso(QUEUE, true)?;
-    queue.set_nonblocking(true);
-    Ok(queue)
-}
-
-fn hold(mut queue: Queue, delay: Delay, mut chance: StdRng, stop: &AtomicBool) {
+/// Holds packets until told to stop.
+pub(super) fn hold(mut queue: Queue, delay: Delay, mut chance: StdRng, stop: &AtomicBool) {
     let mut due: BinaryHeap<Reverse<(Instant, u64)>> = BinaryHeap::new();
     let mut held: BTreeMap<u64, Message> = BTreeMap::new();
     let mut next = 0;

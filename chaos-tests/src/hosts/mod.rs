@@ -2,23 +2,31 @@
 //!
 //! Hosts are counted from 1, one for each node; host 0 is where the clients are. [`netns`] gives every node a network
 //! namespace with an address of its own and breaks real packets; it needs root. [`cage`] is the private world of one
-//! run, so that nothing is left behind, however the run ends. What a back end cannot do it refuses, by name.
+//! run, so that nothing is left behind, however the run ends. [`proxy`] needs nothing: every link goes through a relay in
+//! this process. What a back end cannot do it refuses, by name.
 
 pub mod cage;
 pub mod delay;
+pub mod flip;
+mod garble;
 pub mod netns;
 pub mod probe;
+pub mod proxy;
+mod queue;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use roost_local::{Cluster, Config, Overrides};
 
 pub use delay::Delay;
+pub use flip::Bits;
 pub use netns::Network as Netns;
 pub use probe::{Arrivals, PACKET_BYTES};
+pub use proxy::Network as Proxy;
 
 /// The clients' host.
 pub const CLIENTS: u16 = 0;
@@ -28,6 +36,16 @@ pub const CLIENTS: u16 = 0;
 pub enum Kind {
     /// Network namespaces on a bridge.
     Netns,
+    /// Loopback, with a relay on every link.
+    Proxy,
+}
+
+impl Kind {
+    /// Whether packets can be lost and overtake each other, disks fail and memory be limited.
+    #[must_use]
+    pub fn is_root(self) -> bool {
+        self == Self::Netns
+    }
 }
 
 /// What a host's incoming packets go through.
@@ -44,6 +62,8 @@ pub struct Weather {
 pub enum Hosts {
     /// Network namespaces.
     Netns(Netns),
+    /// Relays.
+    Proxy(Proxy),
 }
 
 impl Hosts {
@@ -54,6 +74,7 @@ impl Hosts {
     pub async fn create(kind: Kind, nodes: u16) -> Result<Self> {
         match kind {
             Kind::Netns => Ok(Self::Netns(Netns::create(nodes).await?)),
+            Kind::Proxy => Ok(Self::Proxy(Proxy::create(nodes).await?)),
         }
     }
 
@@ -71,7 +92,22 @@ impl Hosts {
                     },
                 )
             }),
+            Self::Proxy(network) => network.adapt(config),
         }
+    }
+
+    /// Lets traffic through, once it is known where each node listens.
+    pub fn open(&mut self, cluster: &Cluster) {
+        match self {
+            Self::Netns(_) => {}
+            Self::Proxy(network) => network.open(cluster),
+        }
+    }
+
+    /// Whether packets can overtake each other.
+    #[must_use]
+    pub fn reorders(&self) -> bool {
+        matches!(self, Self::Netns(_))
     }
 
     /// Where clients find the nodes.
@@ -79,6 +115,7 @@ impl Hosts {
     pub fn client_urls(&self, cluster: &Cluster) -> Vec<String> {
         match self {
             Self::Netns(_) => cluster.client_urls(),
+            Self::Proxy(network) => network.client_urls(),
         }
     }
 
@@ -87,6 +124,7 @@ impl Hosts {
     pub fn cannot(&self) -> &'static [&'static str] {
         match self {
             Self::Netns(_) => &[],
+            Self::Proxy(_) => proxy::CANNOT,
         }
     }
 
@@ -95,6 +133,7 @@ impl Hosts {
     pub fn nodes(&self) -> u16 {
         match self {
             Self::Netns(network) => network.nodes(),
+            Self::Proxy(network) => network.nodes(),
         }
     }
 
@@ -105,6 +144,10 @@ impl Hosts {
     pub async fn cut(&mut self, from: u16, to: u16) -> Result<()> {
         match self {
             Self::Netns(network) => network.change(to, |weather| weather.cut.insert(from)).await,
+            Self::Proxy(network) => {
+                network.cut(from, to);
+                Ok(())
+            }
         }
     }
 
@@ -132,6 +175,7 @@ impl Hosts {
                 let change = |weather: &mut Weather| weather.loss_percent = percent;
                 network.change(k, change).await
             }
+            Self::Proxy(_) => bail!("no packets can be lost on hosts of the kind proxy"),
         }
     }
 
@@ -142,6 +186,10 @@ impl Hosts {
     pub async fn delay(&mut self, k: u16, delay: Delay, seed: u64) -> Result<()> {
         match self {
             Self::Netns(network) => network.delay(k, delay, seed).await,
+            Self::Proxy(network) => {
+                network.delay(k, delay, seed);
+                Ok(())
+            }
         }
     }
 
@@ -152,6 +200,24 @@ impl Hosts {
     pub async fn squeeze(&mut self, k: u16, bits_per_second: u64) -> Result<()> {
         match self {
             Self::Netns(network) => network.squeeze(k, bits_per_second).await,
+            Self::Proxy(network) => {
+                network.squeeze(k, bits_per_second);
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets a few bits of the snapshots that come to host `k` arrive wrong, under right checksums of the network.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub async fn flip(&mut self, k: u16, bits: Arc<Bits>) -> Result<()> {
+        match self {
+            Self::Netns(network) => network.flip(k, bits).await,
+            Self::Proxy(network) => {
+                network.flip(k, bits);
+                Ok(())
+            }
         }
     }
 
@@ -162,6 +228,10 @@ impl Hosts {
     pub async fn heal(&mut self) -> Result<()> {
         match self {
             Self::Netns(network) => network.heal().await,
+            Self::Proxy(network) => {
+                network.heal();
+                Ok(())
+            }
         }
     }
 
@@ -172,6 +242,7 @@ impl Hosts {
     pub async fn reset(&self, k: u16) -> Result<usize> {
         match self {
             Self::Netns(network) => network.reset(k).await,
+            Self::Proxy(network) => Ok(network.reset(k)),
         }
     }
 
@@ -192,6 +263,7 @@ impl Hosts {
                 let (from, to) = (network.socket(from), network.socket(to));
                 probe::send(from, to, packets, bytes, patience).await
             }
+            Self::Proxy(network) => network.probe(from, to, packets, bytes, patience).await,
         }
     }
 }

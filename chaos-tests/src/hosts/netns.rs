@@ -10,16 +10,21 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket as StdUdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UdpSocket;
 use tokio::process::Command;
 
-use super::delay::{Delay, Delayer, QUEUE};
-use super::{CLIENTS, Weather, cage};
+use super::delay::{self, Delay};
+use super::flip::Bits;
+use super::queue::{self, View, Worker};
+use super::{CLIENTS, Weather, cage, garble};
 
 const PROBE_PORT: u16 = 9;
 /// Host numbers are the last byte of an address; the clients' is the bridge's own.
@@ -38,7 +43,7 @@ pub fn address(k: u16) -> Ipv4Addr {
 pub struct Network {
     nodes: u16,
     weather: BTreeMap<u16, Weather>,
-    delayers: BTreeMap<u16, Delayer>,
+    workers: BTreeMap<u16, Worker>,
     squeezed: BTreeSet<u16>,
     sockets: Vec<UdpSocket>,
 }
@@ -74,7 +79,7 @@ impl Network {
         Ok(Self {
             nodes,
             weather: BTreeMap::new(),
-            delayers: BTreeMap::new(),
+            workers: BTreeMap::new(),
             squeezed: BTreeSet::new(),
             sockets,
         })
@@ -120,10 +125,10 @@ impl Network {
         for k in std::mem::take(&mut self.weather).into_keys() {
             self.nft(k, &rules(&Weather::default())).await?;
         }
-        for (k, delayer) in std::mem::take(&mut self.delayers) {
+        for (k, worker) in std::mem::take(&mut self.workers) {
             // First no packet goes there any more, then what is there is let go.
             self.run(k, &["iptables-nft", "-F", "INPUT"]).await?;
-            tokio::task::spawn_blocking(move || drop(delayer)).await?;
+            tokio::task::spawn_blocking(move || drop(worker)).await?;
         }
         for k in std::mem::take(&mut self.squeezed) {
             self.run(
@@ -140,9 +145,36 @@ impl Network {
     /// # Errors
     /// When the host refuses.
     pub async fn delay(&mut self, k: u16, delay: Delay, seed: u64) -> Result<()> {
-        let started = tokio::task::spawn_blocking(move || Delayer::start(&path(k), delay, seed));
-        self.delayers.insert(k, started.await??);
-        let queue = QUEUE.to_string();
+        let start = move || {
+            Worker::start(&path(k), View::Head, move |queue, stop| {
+                delay::hold(queue, delay, StdRng::seed_from_u64(seed), stop);
+            })
+        };
+        self.hand_to(k, start).await
+    }
+
+    /// Lets a few bits of the snapshots that come to host `k` arrive wrong.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub async fn flip(&mut self, k: u16, bits: Arc<Bits>) -> Result<()> {
+        let start = move || {
+            Worker::start(&path(k), View::Whole, move |queue, stop| {
+                garble::snapshots(queue, bits, stop);
+            })
+        };
+        self.hand_to(k, start).await
+    }
+
+    /// Starts a thread and hands it every packet that comes to host `k`.
+    async fn hand_to(
+        &mut self,
+        k: u16,
+        start: impl FnOnce() -> Result<Worker> + Send + 'static,
+    ) -> Result<()> {
+        let started = tokio::task::spawn_blocking(start);
+        self.workers.insert(k, started.await??);
+        let number = queue::NUMBER.to_string();
         let rule = [
             "iptables-nft",
             "-A",
@@ -152,7 +184,7 @@ impl Network {
             "-j",
             "NFQUEUE",
             "--queue-num",
-            &queue,
+            &number,
         ];
         self.run(k, &rule).await.map(drop)
     }

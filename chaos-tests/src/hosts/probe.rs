@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use tokio::net::UdpSocket;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// The least that a packet holds: mark, number, time.
 pub const PACKET_BYTES: usize = 24;
@@ -15,6 +16,10 @@ const PACKET_BYTES_MAX: usize = 1400;
 /// Packets sent at once, so that none is lost for want of room at the socket.
 const BURST: u64 = 50;
 const PAUSE: Duration = Duration::from_millis(1);
+/// For a narrow stream to take all probes.
+const SENDING_MAX: Duration = Duration::from_secs(1);
+/// Probes that are so few are sent one by one, so that each goes through a stream as a piece of its own.
+const FEW: usize = 100;
 
 /// What arrived of a probe, in the order of arrival.
 #[derive(Clone, Debug, Default)]
@@ -80,12 +85,9 @@ pub async fn send(
     bytes: usize,
     patience: Duration,
 ) -> Result<Arrivals> {
-    ensure!(
-        (PACKET_BYTES..=PACKET_BYTES_MAX).contains(&bytes),
-        "a probe packet has {PACKET_BYTES} to {PACKET_BYTES_MAX} bytes"
-    );
+    check(bytes)?;
     let start = Instant::now();
-    // Rises from probe to probe: what an earlier one left on its way is told apart.
+    // Drawn for each probe: what an earlier one left on its way is told apart.
     let mark = rand::random::<u64>();
     let target = to.local_addr().context("the probe's own address")?;
     let mut buffer = [0; PACKET_BYTES_MAX];
@@ -95,12 +97,7 @@ pub async fn send(
         ..Arrivals::default()
     };
     for number in 0..packets as u64 {
-        let sent_us = start.elapsed().as_micros() as u64;
-        let mut packet: Vec<u8> = [mark, number, sent_us]
-            .into_iter()
-            .flat_map(u64::to_be_bytes)
-            .collect();
-        packet.resize(bytes, 0);
+        let packet = packet(mark, number, start, bytes);
         from.send_to(&packet, target)
             .await
             .context("sending a probe")?;
@@ -123,6 +120,76 @@ pub async fn send(
         }
     }
     Ok(arrivals)
+}
+
+/// As [`send`], over a connection of its own, whose bytes are the packets.
+///
+/// # Errors
+/// When it breaks.
+pub async fn stream(
+    from: &mut TcpStream,
+    to: &mut TcpStream,
+    packets: usize,
+    bytes: usize,
+    patience: Duration,
+) -> Result<Arrivals> {
+    check(bytes)?;
+    let start = Instant::now();
+    let mark = rand::random::<u64>();
+    let mut arrivals = Arrivals {
+        sent: packets,
+        ..Arrivals::default()
+    };
+    let sending = async {
+        for number in 0..packets as u64 {
+            let packet = packet(mark, number, start, bytes);
+            from.write_all(&packet).await.context("sending a probe")?;
+            if packets <= FEW || number % BURST == BURST - 1 {
+                sleep(PAUSE).await;
+            }
+        }
+        // What finds no room at all is still under way when the patience ends.
+        anyhow::Ok(Instant::now() + patience)
+    };
+    let receiving = async {
+        let mut buffer = [0; PACKET_BYTES_MAX];
+        while !arrivals.all() {
+            let read = to.read_exact(&mut buffer[..bytes]).await;
+            read.context("receiving a probe")?;
+            note(&mut arrivals, &buffer, mark, start);
+        }
+        anyhow::Ok(())
+    };
+    let in_time = async {
+        let sent = timeout(patience + SENDING_MAX, sending).await;
+        // Else the link takes nothing more.
+        if let Ok(deadline) = sent {
+            tokio::time::sleep_until(deadline?).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        biased;
+        received = receiving => received?,
+        waited = in_time => waited?,
+    }
+    Ok(arrivals)
+}
+
+fn check(bytes: usize) -> Result<()> {
+    ensure!(
+        (PACKET_BYTES..=PACKET_BYTES_MAX).contains(&bytes),
+        "a probe packet has {PACKET_BYTES} to {PACKET_BYTES_MAX} bytes"
+    );
+    Ok(())
+}
+
+fn packet(mark: u64, number: u64, start: Instant, bytes: usize) -> Vec<u8> {
+    let sent_us = start.elapsed().as_micros() as u64;
+    let words = [mark, number, sent_us].into_iter();
+    let mut packet: Vec<u8> = words.flat_map(u64::to_be_bytes).collect();
+    packet.resize(bytes, 0);
+    packet
 }
 
 fn note(arrivals: &mut Arrivals, packet: &[u8; PACKET_BYTES_MAX], mark: u64, start: Instant) {

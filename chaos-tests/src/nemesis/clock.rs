@@ -78,6 +78,10 @@ impl Fault for Jump {
         format!("clock wrong by {} s, ahead or behind", self.seconds)
     }
 
+    fn victims(&self) -> Vec<u16> {
+        vec![self.node]
+    }
+
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
         Box::pin(async move {
             self.node = field.any_leader().await?.0;
@@ -121,6 +125,10 @@ pub struct Drift {
 impl Fault for Drift {
     fn name(&self) -> String {
         "clock that runs a tenth too fast".to_owned()
+    }
+
+    fn victims(&self) -> Vec<u16> {
+        vec![self.node]
     }
 
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {

@@ -1,20 +1,23 @@
 //! Disks that lose power, fill up, stand still or fail, and the mounts that let them.
 //!
 //! Each node's data lies on an ext4 file system of its own, in a file. Power is lost with `EXT4_IOC_SHUTDOWN`, without a
-//! flush of the journal: what was not synced is gone. Failing syncs are made by `strace`, which answers a node's calls
-//! in the kernel's place.
+//! flush of the journal: what was not synced is gone.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{EFFECT_LIMIT, Fault, Field, Step};
-use crate::lab::{Lab, until, within};
+use crate::lab::{Lab, within};
 
 /// The file is sparse.
 const SIZE_BYTES: u64 = 1 << 30;
@@ -34,8 +37,16 @@ const PROBE_BYTES: usize = 1 << 20;
 const FILLER: &str = "filler";
 /// A sync that takes longer stands still.
 const STANDSTILL: Duration = Duration::from_secs(1);
-/// One stall of a slow disk, and the time between two.
+/// One stall of a disk that stalls.
 const STALL: Duration = Duration::from_millis(500);
+/// A slow disk answers nothing for so long, then for a moment, and so on.
+const SLOW_PAUSE: Duration = Duration::from_millis(60);
+const SLOW_MOMENT: Duration = Duration::from_millis(10);
+/// Synced writes by which it shows, and what the one in the middle takes at least.
+const SLOW_PROBES: usize = 15;
+const SLOW_MIDDLE: Duration = Duration::from_millis(10);
+/// Between two of them, so that they do not all meet the same moment.
+const SLOW_STEP: Duration = Duration::from_millis(23);
 
 /// Gives every node of a cluster that has not started a disk of its own.
 ///
@@ -73,7 +84,7 @@ async fn mount_again(lab: &Lab, k: u16) -> Result<()> {
     mount(&image(lab, node.name()), &node.data_dir()).await
 }
 
-async fn run(command: &mut Command) -> Result<()> {
+pub(super) async fn run(command: &mut Command) -> Result<()> {
     let shown = format!("{:?}", command.as_std());
     let output = command
         .stdin(Stdio::null())
@@ -123,6 +134,10 @@ impl Fault for PowerLoss {
         !self.all
     }
 
+    fn victims(&self) -> Vec<u16> {
+        self.dark.clone()
+    }
+
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
         Box::pin(async move {
             let count = if self.all { field.nodes() } else { 1 };
@@ -169,7 +184,7 @@ impl Fault for PowerLoss {
     }
 
     fn heal<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
-        Box::pin(async move { field.start_all().await })
+        Box::pin(async move { field.start(&self.dark) })
     }
 }
 
@@ -182,6 +197,10 @@ pub struct Full {
 impl Fault for Full {
     fn name(&self) -> String {
         "disk full".to_owned()
+    }
+
+    fn victims(&self) -> Vec<u16> {
+        vec![self.node]
     }
 
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
@@ -222,7 +241,7 @@ impl Fault for Full {
             let node = field.lab.cluster.node(self.node);
             fs::remove_file(node.data_dir().join(FILLER))?;
             // A node that had to write and could not may have ended, as the contract lets it.
-            field.start_all().await
+            field.start(&[self.node])
         })
     }
 }
@@ -238,52 +257,56 @@ async fn fill(filler: &Path) {
     }
 }
 
-/// A disk that answers nothing: all the time, or half a second again and again.
+/// How a disk fails to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Not at all, until it is healed.
+    Hangs,
+    /// Half a second late, again and again.
+    Stalls,
+    /// Always late.
+    Slow,
+}
+
+/// A disk that answers nothing: all the time, or for a moment again and again.
 #[derive(Debug)]
 pub struct Frozen {
+    pace: Pace,
     node: u16,
-    stalls: bool,
     probe: Option<Child>,
-    count: usize,
+    slowly: Option<(Arc<AtomicBool>, JoinHandle<Result<()>>)>,
 }
 
 impl Frozen {
-    /// Until it is healed.
+    /// In this way.
     #[must_use]
-    pub fn hung() -> Self {
+    pub fn new(pace: Pace) -> Self {
         Self {
+            pace,
             node: 0,
-            stalls: false,
             probe: None,
-            count: 0,
+            slowly: None,
         }
     }
 
-    /// In stalls.
-    #[must_use]
-    pub fn stalling() -> Self {
-        Self {
-            stalls: true,
-            ..Self::hung()
-        }
+    fn canary(&self, field: &Field) -> PathBuf {
+        field.lab.cluster.node(self.node).data_dir().join(CANARY)
     }
 
     async fn freeze(&self, field: &Field, flag: &str) -> Result<()> {
-        let directory = field.lab.cluster.node(self.node).data_dir();
-        run(Command::new("fsfreeze").arg(flag).arg(directory)).await
+        freeze(&field.lab.cluster.node(self.node).data_dir(), flag).await
     }
 
     fn write(&self, field: &Field) -> Result<Child> {
-        let canary = field.lab.cluster.node(self.node).data_dir().join(CANARY);
         let mut write = Command::new("dd");
-        let target = format!("of={}", canary.display());
+        let target = format!("of={}", self.canary(field).display());
         write.args(["if=/dev/zero", "bs=4k", "count=1", "conv=fsync", &target]);
         write.stdin(Stdio::null()).stderr(Stdio::null());
         Ok(write.spawn()?)
     }
 
     /// One stall; a write begun in it does not end before it.
-    async fn stall(&mut self, field: &Field) -> Result<()> {
+    async fn stall(&self, field: &Field) -> Result<()> {
         self.freeze(field, "--freeze").await?;
         let start = Instant::now();
         let written = self.write(field);
@@ -292,54 +315,98 @@ impl Frozen {
         let mut written = written?;
         within(EFFECT_LIMIT, "the end of a stall", written.wait()).await??;
         ensure!(start.elapsed() >= STALL, "a write went through a stall");
-        self.count += 1;
         Ok(())
+    }
+
+    async fn prove_slow(&self, field: &Field) -> Result<String> {
+        let canary = self.canary(field);
+        let measured = tokio::task::spawn_blocking(move || -> Result<Vec<Duration>> {
+            let mut took = Vec::new();
+            for _ in 0..SLOW_PROBES {
+                let start = std::time::Instant::now();
+                let mut file = File::create(&canary)?;
+                file.write_all(&[b'c'; 4096])?;
+                file.sync_all()?;
+                took.push(start.elapsed());
+                std::thread::sleep(SLOW_STEP);
+            }
+            Ok(took)
+        });
+        let mut took = measured.await??;
+        took.sort_unstable();
+        let middle = took[took.len() / 2];
+        ensure!(
+            middle >= SLOW_MIDDLE,
+            "a synced write on node {} takes {middle:?}",
+            self.node
+        );
+        Ok(format!(
+            "a synced write on node {} takes {middle:?} in the middle, {:?} at worst",
+            self.node,
+            took[took.len() - 1]
+        ))
     }
 }
 
 impl Fault for Frozen {
     fn name(&self) -> String {
-        match self.stalls {
-            true => format!("disk that stalls for {STALL:?} again and again"),
-            false => "disk that hangs".to_owned(),
+        match self.pace {
+            Pace::Hangs => "disk that hangs".to_owned(),
+            Pace::Stalls => format!("disk that stalls for {STALL:?} again and again"),
+            Pace::Slow => format!("disk that answers only every {SLOW_PAUSE:?}"),
         }
+    }
+
+    fn victims(&self) -> Vec<u16> {
+        vec![self.node]
     }
 
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
         Box::pin(async move {
             self.node = field.any_leader().await?.0;
-            field
-                .lab
-                .fault(format!("disk of node {} frozen", self.node));
-            if self.stalls {
-                return self.stall(field).await;
+            let words = format!("{} of node {}", self.name(), self.node);
+            field.lab.fault(words);
+            match self.pace {
+                Pace::Stalls => self.stall(field).await?,
+                Pace::Hangs => {
+                    self.freeze(field, "--freeze").await?;
+                    self.probe = Some(self.write(field)?);
+                }
+                Pace::Slow => {
+                    let stop = Arc::new(AtomicBool::new(false));
+                    let directory = field.lab.cluster.node(self.node).data_dir();
+                    let slowing = tokio::spawn(slow(directory, Arc::clone(&stop)));
+                    self.slowly = Some((stop, slowing));
+                }
             }
-            self.freeze(field, "--freeze").await?;
-            self.probe = Some(self.write(field)?);
             Ok(())
         })
     }
 
-    fn prove<'a>(&'a mut self, _field: &'a mut Field) -> Step<'a, String> {
+    fn prove<'a>(&'a mut self, field: &'a mut Field) -> Step<'a, String> {
         Box::pin(async move {
+            let node = self.node;
             let Some(probe) = &mut self.probe else {
-                return Ok(format!("a write on node {} waited {STALL:?}", self.node));
+                return match self.pace {
+                    Pace::Slow => self.prove_slow(field).await,
+                    Pace::Stalls | Pace::Hangs => {
+                        Ok(format!("a write on node {node} waited {STALL:?}"))
+                    }
+                };
             };
             ensure!(
                 timeout(STANDSTILL, probe.wait()).await.is_err(),
-                "a write on node {} went through",
-                self.node
+                "a write on node {node} went through"
             );
             Ok(format!(
-                "a write on node {} stands still for {STANDSTILL:?} and more",
-                self.node
+                "a write on node {node} stands still for {STANDSTILL:?} and more"
             ))
         })
     }
 
     fn go_on<'a>(&'a mut self, field: &'a mut Field) -> Step<'a, bool> {
         Box::pin(async move {
-            if self.stalls {
+            if self.pace == Pace::Stalls {
                 self.stall(field).await?;
             }
             Ok(true)
@@ -349,88 +416,32 @@ impl Fault for Frozen {
     fn heal<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
         Box::pin(async move {
             field.lab.fault(format!("disk of node {} moves", self.node));
+            if let Some((stop, slowing)) = self.slowly.take() {
+                stop.store(true, Ordering::SeqCst);
+                within(EFFECT_LIMIT, "the end of slowness", slowing).await???;
+            }
             if let Some(mut probe) = self.probe.take() {
                 self.freeze(field, "--unfreeze").await?;
                 within(EFFECT_LIMIT, "the end of the probe", probe.wait()).await??;
             }
-            field.start_all().await
+            field.start(&[self.node])
         })
     }
 }
 
-/// Every sync of a node fails.
-#[derive(Debug, Default)]
-pub struct SyncErrors {
-    node: u16,
-    strace: Option<Child>,
+async fn freeze(directory: &Path, flag: &str) -> Result<()> {
+    run(Command::new("fsfreeze").arg(flag).arg(directory)).await
 }
 
-impl Fault for SyncErrors {
-    fn name(&self) -> String {
-        "syncs that fail".to_owned()
+/// Stands still most of the time.
+async fn slow(directory: PathBuf, stop: Arc<AtomicBool>) -> Result<()> {
+    while !stop.load(Ordering::SeqCst) {
+        freeze(&directory, "--freeze").await?;
+        sleep(SLOW_PAUSE).await;
+        freeze(&directory, "--unfreeze").await?;
+        sleep(SLOW_MOMENT).await;
     }
-
-    fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
-        Box::pin(async move {
-            self.node = field.any_leader().await?.0;
-            let process = field.lab.cluster.node(self.node).pid();
-            let process = process.context("no process")?.to_string();
-            field.lab.fault(format!("syncs of node {} fail", self.node));
-            let strace = Command::new("strace")
-                .args(["-f", "-p", &process, "-e", "trace=fsync,fdatasync", "-e"])
-                .arg("inject=fsync,fdatasync:error=EIO")
-                .arg("-o")
-                .arg(trace(field))
-                .stdin(Stdio::null())
-                .stderr(Stdio::null())
-                .kill_on_drop(true)
-                .spawn();
-            self.strace = Some(strace.context("starting strace")?);
-            Ok(())
-        })
-    }
-
-    fn prove<'a>(&'a mut self, field: &'a mut Field) -> Step<'a, String> {
-        Box::pin(async move {
-            let node = field.lab.cluster.node_mut(self.node);
-            let ended = within(
-                EFFECT_LIMIT,
-                "the end of a node that cannot sync",
-                node.wait(),
-            );
-            let status = ended.await??;
-            let calls = fs::read_to_string(trace(field))?;
-            let failed = calls
-                .lines()
-                .filter(|call| call.contains("INJECTED"))
-                .count();
-            ensure!(failed > 0, "no sync has failed");
-            ensure!(
-                !status.success(),
-                "node {} ended as if all were well",
-                self.node
-            );
-            Ok(format!(
-                "{failed} syncs of node {} failed, and it ended: {status}",
-                self.node
-            ))
-        })
-    }
-
-    fn heal<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
-        Box::pin(async move {
-            if let Some(mut strace) = self.strace.take() {
-                // It ends with the process it watches.
-                within(EFFECT_LIMIT, "the end of strace", strace.wait()).await??;
-            }
-            fs::remove_file(trace(field))?;
-            field.start_all().await
-        })
-    }
-}
-
-fn trace(field: &Field) -> PathBuf {
-    field.lab.directory().join("failing-syncs")
+    Ok(())
 }
 
 /// A file system that lets nobody write any more.
@@ -442,6 +453,10 @@ pub struct ReadOnly {
 impl Fault for ReadOnly {
     fn name(&self) -> String {
         "file system read-only".to_owned()
+    }
+
+    fn victims(&self) -> Vec<u16> {
+        vec![self.node]
     }
 
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
@@ -484,179 +499,7 @@ impl Fault for ReadOnly {
     fn heal<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
         Box::pin(async move {
             mount_again(&field.lab, self.node).await?;
-            field.start_all().await
+            field.start(&[self.node])
         })
     }
-}
-
-/// A node that starts again over an empty disk. Its old disk is put back in the end.
-#[derive(Debug, Default)]
-pub struct Wiped {
-    node: u16,
-}
-
-impl Wiped {
-    fn aside(&self, field: &Field) -> PathBuf {
-        field.lab.directory().join(format!("old-{}", self.node))
-    }
-
-    /// Moves everything from one directory to another.
-    fn move_all(from: &Path, to: &Path) -> Result<()> {
-        let moved = std::process::Command::new("cp")
-            .arg("-a")
-            .arg(from.join("."))
-            .arg(to)
-            .status()?;
-        ensure!(moved.success(), "copying {} failed", from.display());
-        for entry in fs::read_dir(from)? {
-            let path = entry?.path();
-            match path.is_dir() {
-                true => fs::remove_dir_all(path)?,
-                false => fs::remove_file(path)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Fault for Wiped {
-    fn name(&self) -> String {
-        "disk wiped, node started again".to_owned()
-    }
-
-    fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
-        Box::pin(async move {
-            // Not the one whose token the administrator reads.
-            self.node = field.nodes();
-            field.lab.fault(format!("disk of node {} wiped", self.node));
-            let aside = self.aside(field);
-            let node = field.lab.cluster.node_mut(self.node);
-            node.kill().await?;
-            fs::create_dir_all(&aside)?;
-            Self::move_all(&node.data_dir(), &aside)?;
-            node.start()?;
-            Ok(())
-        })
-    }
-
-    fn prove<'a>(&'a mut self, field: &'a mut Field) -> Step<'a, String> {
-        Box::pin(async move {
-            let node = field.lab.cluster.node(self.node);
-            let why = until(
-                EFFECT_LIMIT,
-                "the wiped node says why it is not ready",
-                async || {
-                    let Ok(answer) = node.get("/readyz").await else {
-                        return Ok(None);
-                    };
-                    ensure!(answer.status != 200, "the wiped node calls itself ready");
-                    let why = answer.body.trim().to_owned();
-                    // What it says in its first moment is true of every node.
-                    Ok(Some(why).filter(|why| !why.is_empty() && !why.contains("is starting")))
-                },
-            );
-            Ok(format!("node {} is not ready: {}", self.node, why.await?))
-        })
-    }
-
-    fn go_on<'a>(&'a mut self, field: &'a mut Field) -> Step<'a, bool> {
-        Box::pin(async move {
-            let answer = field.lab.cluster.node(self.node).get("/readyz").await?;
-            ensure!(answer.status != 200, "the wiped node calls itself ready");
-            Ok(true)
-        })
-    }
-
-    fn heal<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
-        Box::pin(async move {
-            let aside = self.aside(field);
-            let node = field.lab.cluster.node_mut(self.node);
-            node.kill().await?;
-            let directory = node.data_dir();
-            let gone = field.lab.directory().join("gone");
-            fs::create_dir_all(&gone)?;
-            Self::move_all(&directory, &gone)?;
-            Self::move_all(&aside, &directory)?;
-            fs::remove_dir_all(gone)?;
-            field.start_all().await
-        })
-    }
-}
-
-/// One bit of a dead node's write-ahead log, in what it had synced. The node must notice, and rebuild itself from the
-/// others; nothing is turned back.
-#[derive(Debug, Default)]
-pub struct FlippedLog {
-    node: u16,
-    file: PathBuf,
-    at: u64,
-}
-
-impl FlippedLog {
-    fn flip(&self) -> Result<()> {
-        use std::os::unix::fs::FileExt as _;
-        let file = File::options().read(true).write(true).open(&self.file)?;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, self.at)?;
-        byte[0] ^= 0x10;
-        Ok(file.write_all_at(&byte, self.at)?)
-    }
-}
-
-impl Fault for FlippedLog {
-    fn name(&self) -> String {
-        "a bit flipped in the synced write-ahead log".to_owned()
-    }
-
-    fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
-        Box::pin(async move {
-            self.node = field.any_node();
-            let node = field.lab.cluster.node_mut(self.node);
-            node.kill().await?;
-            let logs = write_ahead_logs(&node.data_dir())?;
-            let largest = logs.into_iter().max_by_key(|(_, bytes)| *bytes);
-            let (file, bytes) = largest.context("there is no write-ahead log")?;
-            self.file = file;
-            self.at = bytes / 2;
-            field
-                .lab
-                .fault(format!("a bit flipped on node {}", self.node));
-            self.flip()
-        })
-    }
-
-    fn prove<'a>(&'a mut self, field: &'a mut Field) -> Step<'a, String> {
-        Box::pin(async move {
-            let before = field.lab.log(self.node)?.len();
-            let node = field.lab.cluster.node_mut(self.node);
-            node.start()?;
-            let what = format!("node {} says that it is damaged", self.node);
-            let words = until(EFFECT_LIMIT, &what, async || {
-                let said = field.lab.log(self.node)?.split_off(before);
-                let mut lines = said.lines();
-                let line = lines.find(|line| line.contains("damaged"));
-                Ok(line.map(ToOwned::to_owned))
-            });
-            Ok(format!("node {} says: {}", self.node, words.await?))
-        })
-    }
-
-    fn heal<'a>(&'a mut self, _field: &'a mut Field) -> Step<'a> {
-        // It heals itself: that it becomes ready is waited for after every fault.
-        Box::pin(async { Ok(()) })
-    }
-}
-
-fn write_ahead_logs(directory: &Path) -> Result<Vec<(PathBuf, u64)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.extend(write_ahead_logs(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "log") {
-            let bytes = fs::metadata(&path)?.len();
-            found.push((path, bytes));
-        }
-    }
-    Ok(found)
 }

@@ -52,6 +52,10 @@ impl Fault for MemoryLimit {
         format!("memory limit: {} MiB more", MORE_BYTES >> 20)
     }
 
+    fn victims(&self) -> Vec<u16> {
+        vec![self.node]
+    }
+
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
         Box::pin(async move {
             self.node = field.any_leader().await?.0;
@@ -95,7 +99,7 @@ impl Fault for MemoryLimit {
                 .lab
                 .fault(format!("no memory limit on node {}", self.node));
             self.lift()?;
-            field.start_all().await
+            field.start(&[self.node])
         })
     }
 }

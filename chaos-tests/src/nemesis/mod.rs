@@ -4,12 +4,18 @@
 //! strikes is drawn from the run's seed when it is made or injected, so that a seed repeats a run as far as real
 //! processes allow.
 
+pub mod calls;
 pub mod clock;
+pub mod damage;
 pub mod disk;
 pub mod memory;
 pub mod network;
 pub mod process;
+pub mod rivals;
+pub mod together;
+pub mod transit;
 pub mod weather;
+pub mod wiped;
 
 use std::time::Duration;
 
@@ -26,6 +32,13 @@ const PROBE_PATIENCE: Duration = Duration::from_millis(300);
 const PROBE_PACKETS: usize = 10;
 /// For an effect to show: a new leader, a dead process.
 pub(crate) const EFFECT_LIMIT: Duration = Duration::from_secs(20);
+/// For shards to have all their replicas again.
+const WHOLE_LIMIT: Duration = Duration::from_secs(90);
+/// What a node that rebuilds itself keeps of its old store until it has all of it anew. Damaged again before that, it
+/// needs a person.
+const SET_ASIDE: &str = "store.damaged";
+/// How often nodes that end by themselves are started again.
+const STARTS_MAX: usize = 4;
 
 /// What faults act on.
 #[derive(Debug)]
@@ -38,6 +51,10 @@ pub struct Field {
     pub chance: StdRng,
     /// Users, so that a leader can be asked for.
     pub users: Vec<String>,
+    /// Nodes that a fault has struck already, which another one leaves alone.
+    pub struck: Vec<u16>,
+    /// Replicas of each shard.
+    pub replicas: usize,
 }
 
 /// A step of a fault.
@@ -51,6 +68,11 @@ pub trait Fault {
     /// Whether a majority of every shard's replicas stays up and connected.
     fn keeps_majority(&self) -> bool {
         true
+    }
+
+    /// Nodes that it keeps to itself while it lasts, once it is injected.
+    fn victims(&self) -> Vec<u16> {
+        Vec::new()
     }
 
     /// Does it.
@@ -75,15 +97,15 @@ impl Field {
         self.hosts.nodes()
     }
 
-    /// Any node.
+    /// Any node that no other fault has struck.
     pub fn any_node(&mut self) -> u16 {
-        let nodes = self.nodes();
-        self.chance.random_range(1..=nodes)
+        let whole = self.others(&self.struck);
+        whole[self.chance.random_range(0..whole.len())]
     }
 
-    /// So many different nodes, in any order.
+    /// So many different nodes, in any order, of those that no other fault has struck.
     pub fn any_nodes(&mut self, count: u16) -> Vec<u16> {
-        let mut nodes: Vec<u16> = (1..=self.nodes()).collect();
+        let mut nodes = self.others(&self.struck);
         while nodes.len() > usize::from(count) {
             let place = self.chance.random_range(0..nodes.len());
             nodes.swap_remove(place);
@@ -99,14 +121,28 @@ impl Field {
             .collect()
     }
 
-    /// A node that leads a shard, and a user of that shard.
+    /// A node that leads a shard, and a user of that shard; none that another fault has struck.
     ///
     /// # Errors
-    /// When nobody leads it in time.
+    /// When there is none in time.
     pub async fn any_leader(&mut self) -> Result<(u16, String)> {
         let place = self.chance.random_range(0..self.users.len());
-        let user = self.users[place].clone();
-        Ok((self.lab.leader_of(&user).await?, user))
+        let mut users = self.users.clone();
+        users.rotate_left(place);
+        until(
+            EFFECT_LIMIT,
+            "a leader that nothing has struck",
+            async || {
+                for user in &users {
+                    let leader = self.lab.leader_of(user).await?;
+                    if !self.struck.contains(&leader) {
+                        return Ok(Some((leader, user.clone())));
+                    }
+                }
+                Ok(None)
+            },
+        )
+        .await
     }
 
     /// Probes a link with a few packets.
@@ -183,16 +219,61 @@ impl Field {
         .await
     }
 
-    /// Starts every node that does not run, and waits until all are ready.
+    /// Starts those of these nodes that do not run. That they become ready is waited for after every fault.
     ///
     /// # Errors
-    /// When one does not become ready.
-    pub async fn start_all(&mut self) -> Result<()> {
-        self.lab.cluster.start_all()?;
-        self.lab
-            .cluster
-            .wait_ready()
-            .await
-            .context("after the heal")
+    /// When a process does not start.
+    pub fn start(&mut self, nodes: &[u16]) -> Result<()> {
+        for k in nodes {
+            let node = self.lab.cluster.node_mut(*k);
+            if !node.is_running() {
+                node.start().context("after the heal")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every node is ready and every shard has all its replicas again, each of which votes. A node that ends
+    /// meanwhile because of what it finds on its disk is started again, as a service manager would.
+    ///
+    /// # Errors
+    /// When that is not so in time.
+    pub async fn wait_whole(&mut self) -> Result<()> {
+        let mut starts_left = STARTS_MAX;
+        while let Err(error) = self.lab.cluster.wait_ready().await {
+            let ended: Vec<u16> = (1..=self.nodes())
+                .filter(|k| !self.lab.cluster.node_mut(*k).is_running())
+                .collect();
+            if ended.is_empty() || starts_left == 0 {
+                return Err(error.into());
+            }
+            starts_left -= 1;
+            self.lab
+                .fault(format!("nodes {ended:?} ended and are started again"));
+            self.start(&ended)?;
+        }
+        until(WHOLE_LIMIT, "no node keeps a damaged store", async || {
+            let nodes = self.lab.cluster.nodes().iter();
+            let mut aside = nodes.map(|node| node.data_dir().join(SET_ASIDE));
+            Ok((!aside.any(|store| store.exists())).then_some(()))
+        })
+        .await?;
+        until(
+            WHOLE_LIMIT,
+            "every shard has all its replicas",
+            async || {
+                // Who has just become ready may not answer yet.
+                let Ok(status) = self.lab.admin()?.status().await else {
+                    return Ok(None);
+                };
+                let whole = status.shards.iter().all(|shard| {
+                    let votes = |role: &str| matches!(role, "leader" | "follower");
+                    let voting = shard.replicas.iter().filter(|replica| votes(&replica.role));
+                    voting.count() == self.replicas && shard.replicas.len() == self.replicas
+                });
+                Ok(whole.then_some(()))
+            },
+        )
+        .await
     }
 }

@@ -46,7 +46,10 @@ impl Partition {
         self.cuts.clear();
         match self.shape {
             Shape::Halves => {
-                let few = field.any_nodes((field.nodes() - 1) / 2);
+                // What is struck already is part of the minority.
+                let mut few = field.struck.clone();
+                few.extend(field.any_nodes((field.nodes() - 1) / 2));
+                few.truncate(usize::from(field.nodes() - 1) / 2);
                 let many = field.others(&few);
                 self.cut_both(&few, &many);
             }
@@ -118,6 +121,10 @@ impl Fault for Partition {
         .to_owned()
     }
 
+    fn victims(&self) -> Vec<u16> {
+        self.cut_off.iter().map(|(leader, _)| *leader).collect()
+    }
+
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
         Box::pin(async move {
             self.plan(field).await?;
@@ -186,6 +193,10 @@ impl Flapping {
 impl Fault for Flapping {
     fn name(&self) -> String {
         "flapping links of a leader".to_owned()
+    }
+
+    fn victims(&self) -> Vec<u16> {
+        self.partition.victims()
     }
 
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {

@@ -60,6 +60,10 @@ impl Fault for Kill {
         self.victims != Victims::All
     }
 
+    fn victims(&self) -> Vec<u16> {
+        self.dead.clone()
+    }
+
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
         Box::pin(async move {
             self.dead = match self.victims {
@@ -104,7 +108,7 @@ impl Fault for Kill {
     }
 
     fn heal<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
-        Box::pin(async move { field.start_all().await })
+        Box::pin(async move { field.start(&self.dead) })
     }
 }
 
@@ -118,6 +122,10 @@ pub struct PauseLeader {
 impl Fault for PauseLeader {
     fn name(&self) -> String {
         "pause of a leader beyond the election time".to_owned()
+    }
+
+    fn victims(&self) -> Vec<u16> {
+        self.node.into_iter().collect()
     }
 
     fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {

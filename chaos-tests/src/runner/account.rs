@@ -69,7 +69,8 @@ pub struct Row {
     pub whole: Span,
     /// From its proof to its end.
     pub lasted: Span,
-    /// Messages accepted while it lasted.
+    /// Messages accepted while it lasted; where it takes the majority, those that it struck: accepted since the fault
+    /// before it.
     pub accepted: u64,
     /// Entries delivered while it lasted.
     pub delivered: u64,
@@ -93,8 +94,14 @@ pub struct Gap {
 pub fn rows(history: &[Record], gaps: &[Gap]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let end = history.last().map_or(0, |record| record.at_us);
+    let mut before = 0;
     for record in history {
         let at = record.at_us;
+        before = match &record.event {
+            Event::Accepted { .. } => before + 1,
+            Event::Recovered => 0,
+            _ => before,
+        };
         match &record.event {
             Event::FaultBegins { fault, majority } => rows.push(Row {
                 fault: fault.clone(),
@@ -108,7 +115,7 @@ pub fn rows(history: &[Record], gaps: &[Gap]) -> Vec<Row> {
                     from_us: end,
                     to_us: end,
                 },
-                accepted: 0,
+                accepted: if *majority { 0 } else { before },
                 delivered: 0,
                 recovery_ms: 0,
                 longest_unavailable_ms: 0,
@@ -138,7 +145,7 @@ fn note(row: &mut Row, event: &Event, at: u64, end: u64) {
             row.whole.to_us = at;
             row.recovery_ms = at.saturating_sub(row.lasted.to_us) / 1000;
         }
-        Event::Accepted { .. } if lasts => row.accepted += 1,
+        Event::Accepted { .. } if lasts && row.majority => row.accepted += 1,
         Event::Delivered { .. } if lasts => row.delivered += 1,
         _ => {}
     }
@@ -374,6 +381,22 @@ mod tests {
         };
         assert_eq!(longest_ms(&all(true)), 5000);
         assert_eq!(longest_ms(&all(false)), 1000);
+    }
+
+    #[test]
+    fn what_a_fault_without_a_majority_struck_was_accepted_before_it() {
+        let history = history([
+            sent("a"),
+            accepted("a"),
+            Event::Recovered,
+            sent("b"),
+            accepted("b"),
+            begins(false),
+            proved(),
+            sent("c"),
+            accepted("c"),
+        ]);
+        assert_eq!(rows(&history, &[])[0].accepted, 1);
     }
 
     #[test]

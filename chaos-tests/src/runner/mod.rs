@@ -5,6 +5,7 @@
 //! shard is damaged. At the end everybody must have everything and every queue be empty.
 
 pub mod account;
+pub mod matrix;
 pub mod report;
 pub mod scenario;
 
@@ -25,7 +26,7 @@ use crate::nemesis::{self, Fault, Field};
 use crate::workload::{Absent, Load, Plan};
 use account::Row;
 pub use report::Verdict;
-use scenario::{Kind, Scenario};
+use scenario::{Kind, Needs, Scenario};
 
 /// Messages that must be accepted, and entries delivered, while a fault lasts.
 pub const LIFE_ACCEPTED: u64 = 1_000;
@@ -43,6 +44,8 @@ const UNAVAILABLE_MAX_MS: u64 = 30_000;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Accepted before the first fault, and between two.
 const QUIET_ACCEPTED: u64 = 500;
+/// Characters of a scenario's name in that of its report.
+const NAME_MAX: usize = 60;
 
 const SHARDS: u32 = 8;
 const USERS: u32 = 10;
@@ -84,10 +87,14 @@ pub async fn run(options: &Options) -> Result<Verdict> {
         options.scenario.name,
         needs.nodes
     );
-    let hosts = Hosts::create(options.hosts, nodes).await?;
-    let setup = Setup::nodes(nodes)
-        .shards(SHARDS)
-        .toml(settings(needs.wide));
+    ensure!(
+        options.hosts.is_root() || !needs.root,
+        "{} needs root and --hosts netns: the other hosts cannot do {}",
+        options.scenario.name,
+        rooted(&options.scenario)
+    );
+    let mut hosts = Hosts::create(options.hosts, nodes).await?;
+    let setup = Setup::nodes(nodes).shards(SHARDS).toml(settings(needs));
     let replicas = if nodes < 5 { 3 } else { 5 };
     let mut lab = Lab::prepare(setup, |config| {
         let config = config.replication_factor(replicas);
@@ -99,6 +106,7 @@ pub async fn run(options: &Options) -> Result<Verdict> {
     if needs.clocks {
         nemesis::clock::prepare(&mut lab, nodes)?;
     }
+    hosts.open(&lab.cluster);
     lab.cluster.start_all()?;
     lab.cluster.wait_ready().await?;
     let cast = cast(&lab).await?;
@@ -113,16 +121,31 @@ pub async fn run(options: &Options) -> Result<Verdict> {
         hosts,
         chance: StdRng::seed_from_u64(options.seed),
         users,
+        struck: Vec::new(),
+        replicas: replicas as usize,
     };
     let failure = perform(options, &mut field, &cast).await.err();
     judge(options, field, failure).await
 }
 
-/// What differs from the defaults: a queue that can be filled in a run, and on a wide network Raft's times.
-fn settings(wide: bool) -> String {
-    let raft = "[raft]\nheartbeat_ms = 300\nelection_min_ms = 1500\nelection_max_ms = 2500\n";
-    let raft = if wide { raft } else { "" };
-    format!("[queue]\nentries_max = {QUEUE_ENTRIES}\n{raft}")
+/// The faults of a scenario that only root can make.
+fn rooted(scenario: &Scenario) -> String {
+    let rooted = scenario.faults.iter().filter(|kind| kind.needs.root);
+    rooted.map(|kind| kind.name).collect::<Vec<_>>().join(", ")
+}
+
+/// What differs from the defaults: a queue that can be filled in a run, on a wide network Raft's times, and where it is
+/// asked for logs and tables that are rewritten within seconds.
+fn settings(needs: Needs) -> String {
+    let mut toml = format!("[queue]\nentries_max = {QUEUE_ENTRIES}\n[raft]\n");
+    if needs.wide {
+        toml += "heartbeat_ms = 300\nelection_min_ms = 1500\nelection_max_ms = 2500\n";
+    }
+    if needs.short {
+        toml +=
+            "log_age_max_ms = 2000\nsnapshot_life_max_ms = 3000\n[storage]\nreclaim_ms = 5000\n";
+    }
+    toml
 }
 
 /// Everybody.
@@ -234,6 +257,10 @@ async fn quiet(load: &Load) -> Result<()> {
 
 async fn one(options: &Options, field: &mut Field, load: &Load, kind: Kind) -> Result<()> {
     let mut fault = kind.fault();
+    if !fault.keeps_majority() {
+        // What is at risk is what was accepted before it.
+        sleep(options.hold).await;
+    }
     let record = |event| field.lab.history.record(event);
     record(Event::FaultBegins {
         fault: kind.name.to_owned(),
@@ -252,13 +279,13 @@ async fn one(options: &Options, field: &mut Field, load: &Load, kind: Kind) -> R
     let start = Instant::now();
     within(
         RECOVERY_LIMIT,
-        "every node is ready again",
-        field.lab.cluster.wait_ready(),
+        "every node is ready again and every shard whole",
+        field.wait_whole(),
     )
     .await??;
     field.lab.history.record(Event::Recovered);
     say(&format!(
-        "  healed; ready after {} ms",
+        "  healed; whole after {} ms",
         start.elapsed().as_millis()
     ));
     Ok(())
@@ -311,9 +338,9 @@ async fn judge(
         .collect();
     failures.extend(lifeless(&rows));
     let verdict = Verdict::new(options, &history, violations, rows, &gaps, failures);
-    let directory = options
-        .out
-        .join(format!("{}-{}", options.scenario.name, options.seed));
+    // Several faults joined make a name that no file system takes.
+    let name: String = options.scenario.name.chars().take(NAME_MAX).collect();
+    let directory = options.out.join(format!("{name}-{}", options.seed));
     std::fs::create_dir_all(&directory)?;
     report::write(&directory, options, &field.hosts, &history, &verdict)?;
     say(&format!(

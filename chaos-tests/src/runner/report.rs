@@ -16,6 +16,8 @@ use crate::hosts::Hosts;
 /// Violations on the page, and events around each.
 const SHOWN: usize = 20;
 const AROUND: usize = 15;
+/// Times without service that are told one by one.
+const WINDOWS: usize = 10;
 /// The picture.
 const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 180.0;
@@ -41,6 +43,8 @@ pub struct Verdict {
     pub longest_unavailable_ms: u64,
     /// What else went wrong: no life, no recovery, a fault without effect.
     pub failures: Vec<String>,
+    /// The longest such times, the longest first.
+    pub windows: Vec<Window>,
     /// Every fault, its runs together.
     pub sums: Vec<Sum>,
     /// Every run of a fault.
@@ -48,6 +52,33 @@ pub struct Verdict {
     pub faults: Vec<Row>,
     #[serde(skip)]
     violations: Vec<Violation>,
+}
+
+/// A time in which a shard whose majority was up answered nobody who waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Window {
+    /// Which shard.
+    pub shard: u32,
+    /// Since the start of the history.
+    pub at_ms: u64,
+    /// How long.
+    pub ms: u64,
+}
+
+/// The longest windows.
+fn windows(gaps: &[Gap]) -> Vec<Window> {
+    let mut windows: Vec<Window> = gaps
+        .iter()
+        .map(|gap| Window {
+            shard: gap.shard,
+            at_ms: gap.span.from_us / 1000,
+            ms: gap.span.ms(),
+        })
+        .filter(|window| window.ms > 0)
+        .collect();
+    windows.sort_by_key(|window| std::cmp::Reverse(window.ms));
+    windows.truncate(WINDOWS);
+    windows
 }
 
 impl Verdict {
@@ -83,6 +114,7 @@ impl Verdict {
             other_violations: violations.len() - lost - duplicated - reordered,
             longest_unavailable_ms: gaps.iter().map(|gap| gap.span.ms()).max().unwrap_or(0),
             failures,
+            windows: windows(gaps),
             sums: account::sums(&faults),
             faults,
             violations,
@@ -144,6 +176,9 @@ fn page(options: &Options, hosts: &Hosts, history: &[Record], verdict: &Verdict)
         verdict.other_violations,
         verdict.longest_unavailable_ms
     )?;
+    for failure in &verdict.failures {
+        write!(page, "<p><b>{}</b></p>", escaped(failure))?;
+    }
     for limit in hosts.cannot() {
         write!(
             page,
@@ -174,10 +209,16 @@ fn page(options: &Options, hosts: &Hosts, history: &[Record], verdict: &Verdict)
     ];
     page += &picture(&waits, &verdict.faults, seconds.len());
     faults(&mut page, verdict)?;
-    page += "<h2>What went wrong</h2>";
-    for failure in &verdict.failures {
-        write!(page, "<p>{}</p>", escaped(failure))?;
+    page += "<h2>Longest times without service while a majority was up</h2><table><tr><th>shard<th>at s<th>ms</tr>";
+    for window in &verdict.windows {
+        let at = window.at_ms as f64 / 1000.0;
+        write!(
+            page,
+            "<tr><td>{}<td>{at:.1}<td>{}</tr>",
+            window.shard, window.ms
+        )?;
     }
+    page += "</table><h2>Broken promises, and what happened around them</h2>";
     for violation in verdict.violations.iter().take(SHOWN) {
         write!(page, "<p><b>{}</b></p>", escaped(&violation.to_string()))?;
         write!(page, "<pre>{}</pre>", escaped(&around(history, violation)?))?;
@@ -223,6 +264,11 @@ fn picture(lines: &[(&str, Vec<u64>)], faults: &[Row], seconds: usize) -> String
             if row.majority { "#fed" } else { "#fbb" },
             escaped(&row.fault)
         );
+        let at = x(from) + 3.0;
+        svg += &format!(
+            "<text x='{at:.1}' y='16' font-size='9' fill='#963' transform='rotate(90 {at:.1} 16)'>{}</text>",
+            escaped(&row.fault)
+        );
     }
     for (colour, values) in lines {
         let points: Vec<String> = (0..)
@@ -237,7 +283,11 @@ fn picture(lines: &[(&str, Vec<u64>)], faults: &[Row], seconds: usize) -> String
             points.join(" ")
         );
     }
-    svg + &format!("<text x='4' y='12' font-size='11'>{most}</text></svg>")
+    svg + &format!(
+        "<text x='4' y='12' font-size='11'>{most}</text>\
+         <text x='4' y='{HEIGHT}' dy='-4' font-size='11'>0 s</text>\
+         <text x='{WIDTH}' y='{HEIGHT}' dx='-4' dy='-4' font-size='11' text-anchor='end'>{seconds} s</text></svg>"
+    )
 }
 
 /// The lines about the message that a violation names, with the faults among them.

@@ -4,12 +4,18 @@ use std::time::Duration;
 
 use crate::hosts::Delay;
 use crate::nemesis::Fault;
+use crate::nemesis::calls::{Calls, Failing};
 use crate::nemesis::clock::{Drift, Jump};
-use crate::nemesis::disk::{FlippedLog, Frozen, Full, PowerLoss, ReadOnly, SyncErrors, Wiped};
+use crate::nemesis::damage::{Damage, Part as Bytes, Wound};
+use crate::nemesis::disk::{Frozen, Full, Pace, PowerLoss, ReadOnly};
 use crate::nemesis::memory::MemoryLimit;
 use crate::nemesis::network::{Flapping, Partition, Resets, Shape};
 use crate::nemesis::process::{Kill, PauseLeader, RollingRestart, Victims};
+use crate::nemesis::rivals::{Experiment, Rival};
+use crate::nemesis::together::{Part, Together, Uses};
+use crate::nemesis::transit::Snapshots;
 use crate::nemesis::weather::{Late, Loss, Squeeze};
+use crate::nemesis::wiped::Wiped;
 
 /// A fault that can be asked for.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +44,12 @@ pub struct Needs {
     pub nodes: u16,
     /// Longer Raft times, as for a wide network.
     pub wide: bool,
-    /// A file system of its own for each node, that can lose power, fill up, freeze and fail.
+    /// Packets, processes and memory of which the kernel lets only root dispose.
+    pub root: bool,
+    /// A file system of its own for each node, that can lose power, fill up, freeze and fail; needs root too.
     pub disks: bool,
+    /// Logs and tables that are rewritten within seconds, so that snapshots are sent and all of a table is read soon.
+    pub short: bool,
     /// A clock of its own for each node.
     pub clocks: bool,
 }
@@ -51,7 +61,9 @@ impl Needs {
         Self {
             nodes: self.nodes.max(other.nodes),
             wide: self.wide || other.wide,
+            root: self.root || other.root,
             disks: self.disks || other.disks,
+            short: self.short || other.short,
             clocks: self.clocks || other.clocks,
         }
     }
@@ -60,14 +72,32 @@ impl Needs {
 const NOTHING: Needs = Needs {
     nodes: 3,
     wide: false,
+    root: false,
     disks: false,
+    short: false,
     clocks: false,
+};
+const ROOT: Needs = Needs {
+    root: true,
+    ..NOTHING
+};
+const SHORT: Needs = Needs {
+    short: true,
+    ..NOTHING
+};
+const TOGETHER: Needs = Needs {
+    nodes: 5,
+    root: true,
+    disks: true,
+    clocks: true,
+    ..SHORT
 };
 const FIVE: Needs = Needs {
     nodes: 5,
     ..NOTHING
 };
 const DISKS: Needs = Needs {
+    root: true,
     disks: true,
     ..NOTHING
 };
@@ -163,18 +193,18 @@ pub const KINDS: &[Kind] = &[
     Kind {
         name: "loss-light",
         about: "2% of all packets to nodes are lost",
-        needs: NOTHING,
+        needs: ROOT,
         make: || Box::new(Loss { percent: 2 }),
     },
     Kind {
         name: "loss-heavy",
         about: "20% of all packets to nodes are lost",
-        needs: NOTHING,
+        needs: ROOT,
         make: || Box::new(Loss { percent: 20 }),
     },
     Kind {
         name: "late",
-        about: "packets to nodes come 10 to 100 ms late and out of order: round trips of 20 to 200 ms",
+        about: "what comes to nodes is 10 to 100 ms late, packets out of order: round trips of 20 to 200 ms",
         needs: WIDE,
         make: || {
             Box::new(Late {
@@ -184,7 +214,7 @@ pub const KINDS: &[Kind] = &[
     },
     Kind {
         name: "far",
-        about: "packets to nodes come 100 ms late: round trips of 200 ms",
+        about: "what comes to nodes is 100 ms late: round trips of 200 ms",
         needs: WIDE,
         make: || {
             Box::new(Late {
@@ -205,7 +235,7 @@ pub const KINDS: &[Kind] = &[
     Kind {
         name: "memory",
         about: "a leader may take 8 MiB more memory, and no more",
-        needs: NOTHING,
+        needs: ROOT,
         make: || Box::<MemoryLimit>::default(),
     },
     Kind {
@@ -230,19 +260,31 @@ pub const KINDS: &[Kind] = &[
         name: "disk-hangs",
         about: "the disk of a leader answers nothing",
         needs: DISKS,
-        make: || Box::new(Frozen::hung()),
+        make: || Box::new(Frozen::new(Pace::Hangs)),
     },
     Kind {
         name: "disk-stalls",
         about: "the disk of a leader stalls for 500 ms again and again",
         needs: DISKS,
-        make: || Box::new(Frozen::stalling()),
+        make: || Box::new(Frozen::new(Pace::Stalls)),
+    },
+    Kind {
+        name: "disk-slow",
+        about: "the disk of a leader answers only for moments, every 60 ms",
+        needs: DISKS,
+        make: || Box::new(Frozen::new(Pace::Slow)),
     },
     Kind {
         name: "sync-errors",
         about: "every sync of a leader fails",
-        needs: DISKS,
-        make: || Box::<SyncErrors>::default(),
+        needs: ROOT,
+        make: || Box::new(Failing::new(Calls::Syncs)),
+    },
+    Kind {
+        name: "write-errors",
+        about: "writes of a leader to its files fail",
+        needs: ROOT,
+        make: || Box::new(Failing::new(Calls::Writes)),
     },
     Kind {
         name: "read-only",
@@ -253,14 +295,80 @@ pub const KINDS: &[Kind] = &[
     Kind {
         name: "wiped",
         about: "a node starts again over an empty disk",
-        needs: DISKS,
+        needs: NOTHING,
         make: || Box::<Wiped>::default(),
     },
     Kind {
         name: "flipped-log",
         about: "a bit flipped in the synced write-ahead log of a node",
-        needs: DISKS,
-        make: || Box::<FlippedLog>::default(),
+        needs: NOTHING,
+        make: || Box::new(Damage::dead(Bytes::Log, Wound::Flip)),
+    },
+    Kind {
+        name: "cut-log",
+        about: "the second half of the synced write-ahead log of a node cut off",
+        needs: NOTHING,
+        make: || Box::new(Damage::dead(Bytes::Log, Wound::Cut)),
+    },
+    Kind {
+        name: "flipped-tables",
+        about: "a bit flipped in every table of a node that runs",
+        needs: SHORT,
+        make: || Box::new(Damage::running(Bytes::Tables, Wound::Flip)),
+    },
+    Kind {
+        name: "cut-tables",
+        about: "the second half of every table of a node that runs cut off",
+        needs: SHORT,
+        make: || Box::new(Damage::running(Bytes::Tables, Wound::Cut)),
+    },
+    Kind {
+        name: "flipped-tables-dead",
+        about: "a bit flipped in every table of a dead node",
+        needs: SHORT,
+        make: || Box::new(Damage::dead(Bytes::Tables, Wound::Flip)),
+    },
+    Kind {
+        name: "cut-tables-dead",
+        about: "the second half of every table of a dead node cut off",
+        needs: SHORT,
+        make: || Box::new(Damage::dead(Bytes::Tables, Wound::Cut)),
+    },
+    Kind {
+        name: "flipped-snapshot",
+        about: "bits flipped in snapshots on their way to a node that was away",
+        needs: SHORT,
+        make: || Box::<Snapshots>::default(),
+    },
+    Kind {
+        name: "receiver-killed",
+        about: "6,000 messages; the recipient's node is killed while he receives",
+        needs: NOTHING,
+        make: || Box::new(Rival::new(Experiment::ReceiverKilled)),
+    },
+    Kind {
+        name: "link-dead",
+        about: "2,000 messages to a recipient whose link is dead; then his node is killed",
+        needs: NOTHING,
+        make: || Box::new(Rival::new(Experiment::LinkDead)),
+    },
+    Kind {
+        name: "all-killed",
+        about: "6,000 messages; all nodes are killed after the last accepted",
+        needs: NOTHING,
+        make: || Box::new(Rival::new(Experiment::AllKilled)),
+    },
+    Kind {
+        name: "pair",
+        about: "two faults at the same time, drawn from the seed, on five nodes",
+        needs: TOGETHER,
+        make: || Box::new(Together::new(2, PARTS)),
+    },
+    Kind {
+        name: "triple",
+        about: "three faults at the same time, drawn from the seed, on five nodes",
+        needs: TOGETHER,
+        make: || Box::new(Together::new(3, PARTS)),
     },
     Kind {
         name: "clock-minutes",
@@ -281,6 +389,64 @@ pub const KINDS: &[Kind] = &[
         make: || Box::<Drift>::default(),
     },
 ];
+
+/// What [`Together`] draws from.
+const PARTS: &[Part] = &[
+    takes("kill-leader", || Box::new(Kill::of(Victims::Leader))),
+    takes("pause-leader", || Box::<PauseLeader>::default()),
+    links("isolate-leader", 1, || {
+        Box::new(Partition::new(Shape::IsolateLeader))
+    }),
+    links("one-way-out", 1, || {
+        Box::new(Partition::new(Shape::OneWayOut))
+    }),
+    links("flapping", 1, || Box::<Flapping>::default()),
+    links("resets", 0, || Box::<Resets>::default()),
+    links("loss-light", 0, || Box::new(Loss { percent: 2 })),
+    Part {
+        uses: Uses::Memory,
+        ..takes("memory", || Box::<MemoryLimit>::default())
+    },
+    takes("power-one", || Box::new(PowerLoss::one())),
+    takes("disk-full", || Box::<Full>::default()),
+    takes("disk-hangs", || Box::new(Frozen::new(Pace::Hangs))),
+    takes("disk-stalls", || Box::new(Frozen::new(Pace::Stalls))),
+    takes("disk-slow", || Box::new(Frozen::new(Pace::Slow))),
+    takes("sync-errors", || Box::new(Failing::new(Calls::Syncs))),
+    takes("read-only", || Box::<ReadOnly>::default()),
+    takes("flipped-log", || {
+        Box::new(Damage::dead(Bytes::Log, Wound::Flip))
+    }),
+    takes("flipped-tables", || {
+        Box::new(Damage::running(Bytes::Tables, Wound::Flip))
+    }),
+    Part {
+        takes: 0,
+        ..takes("clock-minutes", || Box::new(Jump::by(600)))
+    },
+    Part {
+        takes: 0,
+        ..takes("clock-years", || Box::new(Jump::by(10 * 365 * 86_400)))
+    },
+];
+
+const fn takes(name: &'static str, make: fn() -> Box<dyn Fault>) -> Part {
+    Part {
+        name,
+        takes: 1,
+        uses: Uses::Nodes,
+        make,
+    }
+}
+
+const fn links(name: &'static str, takes: u16, make: fn() -> Box<dyn Fault>) -> Part {
+    Part {
+        name,
+        takes,
+        uses: Uses::Links,
+        make,
+    }
+}
 
 const fn delay(least_ms: u64, most_ms: u64) -> Delay {
     Delay {
@@ -304,6 +470,13 @@ impl Scenario {
     pub fn needs(&self) -> Needs {
         let needs = self.faults.iter().map(|kind| kind.needs);
         needs.fold(NOTHING, Needs::and)
+    }
+
+    /// Its faults with `+` between them, which [`named`] understands.
+    #[must_use]
+    pub fn faults_named(&self) -> String {
+        let names: Vec<&str> = self.faults.iter().map(|kind| kind.name).collect();
+        names.join("+")
     }
 }
 
@@ -334,13 +507,24 @@ const SETS: &[(&str, &str, &[&str])] = &[
             "disk-full",
             "disk-hangs",
             "disk-stalls",
+            "disk-slow",
             "sync-errors",
+            "write-errors",
             "read-only",
             "wiped",
             "flipped-log",
+            "cut-log",
+            "flipped-tables",
+            "cut-tables",
+            "flipped-tables-dead",
+            "cut-tables-dead",
+            "flipped-snapshot",
             "clock-minutes",
             "clock-years",
             "clock-drift",
+            "receiver-killed",
+            "link-dead",
+            "all-killed",
         ],
     ),
     (
@@ -389,17 +573,71 @@ const SETS: &[(&str, &str, &[&str])] = &[
     ),
     (
         "disks",
-        "disks that lose power, fill up, stand still, fail, are wiped or damaged",
+        "disks that lose power, fill up, stand still, are slow or fail",
         &[
             "power-one",
             "power-all",
             "disk-full",
             "disk-hangs",
             "disk-stalls",
+            "disk-slow",
             "sync-errors",
+            "write-errors",
             "read-only",
+        ],
+    ),
+    (
+        "damage",
+        "bytes that are not what was written: on disks, on their way, or all gone",
+        &[
             "wiped",
             "flipped-log",
+            "cut-log",
+            "flipped-tables",
+            "cut-tables",
+            "flipped-tables-dead",
+            "cut-tables-dead",
+            "flipped-snapshot",
+        ],
+    ),
+    (
+        "together",
+        "faults in pairs and triples, drawn from the seed",
+        &["pair*3", "triple*3"],
+    ),
+    (
+        "rivals",
+        "the experiments in which other servers lose acknowledged messages",
+        &["receiver-killed", "link-dead", "all-killed"],
+    ),
+    (
+        "laptop",
+        "every fault that needs no root",
+        &[
+            "kill-one",
+            "kill-leader",
+            "kill-all",
+            "pause-leader",
+            "rolling-restart",
+            "halves",
+            "isolate-leader",
+            "one-way-out",
+            "one-way-in",
+            "bridge",
+            "flapping",
+            "resets",
+            "squeeze",
+            "wiped",
+            "flipped-log",
+            "cut-log",
+            "flipped-tables",
+            "cut-tables",
+            "flipped-tables-dead",
+            "cut-tables-dead",
+            "flipped-snapshot",
+            "receiver-killed",
+            "link-dead",
+            "all-killed",
         ],
     ),
     (
@@ -414,15 +652,22 @@ const SETS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-/// Finds a scenario: a set, or a fault alone.
+/// Finds a scenario: a set, a fault alone, or several of these with `+` between them, on one cluster.
 #[must_use]
 pub fn named(name: &str) -> Option<Scenario> {
-    let set = SETS.iter().find(|(set, _, _)| *set == name);
-    let faults: Vec<Kind> = match set {
-        Some((_, _, faults)) => faults.iter().flat_map(|name| several(name)).collect(),
-        None => kind(name).into_iter().collect(),
-    };
-    (!faults.is_empty()).then(|| Scenario {
+    let mut faults = Vec::new();
+    for part in name.split('+') {
+        let set = SETS.iter().find(|(set, _, _)| *set == part);
+        let found: Vec<Kind> = match set {
+            Some((_, _, faults)) => faults.iter().flat_map(|name| several(name)).collect(),
+            None => several(part),
+        };
+        if found.is_empty() {
+            return None;
+        }
+        faults.extend(found);
+    }
+    Some(Scenario {
         name: name.to_owned(),
         faults,
     })
@@ -461,6 +706,10 @@ mod tests {
             }
         }
         assert_eq!(several("kill-one*20").len(), 20);
+        assert!(named("laptop").is_some_and(|laptop| !laptop.needs().root));
         assert!(named("no-such-thing").is_none());
+        let both = named("links+kill-one*2");
+        assert_eq!(both.map(|both| both.faults.len()), Some(5));
+        assert!(named("links+no-such-thing").is_none());
     }
 }

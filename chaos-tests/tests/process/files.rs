@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+pub(crate) use roost_chaos_tests::lab::files;
 
 /// A word of a body is looked for at every so many bytes of it, so a longer piece of it is always found.
 const MARK_EVERY: usize = 64;
@@ -86,22 +87,6 @@ impl Marks {
 
 fn start(word: &[u8]) -> usize {
     usize::from(word[0]) << 8 | usize::from(word[1])
-}
-
-/// All files of a directory, however deep.
-pub(crate) fn files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut directories = vec![directory.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
-            let path = entry?.path();
-            match path.is_dir() {
-                true => directories.push(path),
-                false => found.push(path),
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// Flips one bit. Again, and the file is as it was.
