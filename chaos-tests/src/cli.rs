@@ -249,8 +249,9 @@ impl Running {
     ///
     /// # Errors
     /// When it does not end in time, or with anything but success.
-    pub async fn finish(self, limit: Duration) -> Result<()> {
-        drop(self.lines);
+    pub async fn finish(mut self, limit: Duration) -> Result<()> {
+        // Read all the same: a command whose output nobody takes fails.
+        self.child.stdout = Some(self.lines.into_inner().into_inner());
         let what = format!("the end of roost {}", self.words);
         let output = within(limit, &what, self.child.wait_with_output()).await??;
         let errors = String::from_utf8_lossy(&output.stderr);

@@ -91,7 +91,7 @@ fn mend(segment: &mut [u8], at: usize) {
         u32::from(u16::from_be_bytes([segment[at], low]))
     };
     let new = word(segment, at & !1);
-    let old = new ^ if at % 2 == 0 { 0x100 } else { 1 };
+    let old = new ^ if at.is_multiple_of(2) { 0x100 } else { 1 };
     let sum = (!word(segment, CHECKSUM_AT) & 0xffff) + (!old & 0xffff) + new;
     let folded = (sum & 0xffff) + (sum >> 16);
     let checksum = !(folded + (folded >> 16)) as u16;

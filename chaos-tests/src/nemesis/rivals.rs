@@ -82,7 +82,7 @@ impl Rival {
                 if let Incoming::Delivery(_) = incoming {
                     self.seen.insert(incoming.cursor());
                 }
-                if self.seen.len() % ACK_EVERY == 0 {
+                if self.seen.len().is_multiple_of(ACK_EVERY) {
                     listener.ack_soon(incoming.cursor());
                 }
             }

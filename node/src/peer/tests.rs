@@ -223,7 +223,6 @@ fn ended(attachment: Attachment) -> Push {
     Push {
         attachment: attachment.0,
         push: Some(PushKind::Ended(Ended::default())),
-        ..Push::default()
     }
 }
 

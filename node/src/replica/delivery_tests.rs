@@ -220,8 +220,8 @@ async fn of_two_clients_the_one_that_began_last_stays() {
 #[tokio::test(start_paused = true)]
 async fn epochs_rise_also_when_a_leader_restarts_in_its_term() {
     let (group, before) = delivery().await;
-    let old = (0..100).map(|_| before.draw_epoch(1, ReplicaId(1)));
-    let last = old.last().unwrap();
+    let mut old = (0..100).map(|_| before.draw_epoch(1, ReplicaId(1)));
+    let last = old.nth(99).unwrap();
     let after = Delivery::start(
         SHARD,
         group,

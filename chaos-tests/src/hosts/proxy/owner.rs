@@ -82,7 +82,7 @@ mod tests {
     fn a_config_names_its_node() {
         let words = "/bin/roost\0node\0--config\0/tmp/lab/cluster/node-12.toml\0";
         assert_eq!(number(words), Some(12));
-        assert_eq!(number("sleep\01000\0"), None);
+        assert_eq!(number("sleep\x001000\0"), None);
     }
 
     #[test]

@@ -86,6 +86,9 @@ impl Passage {
         if !in_peace {
             abort(near_in.as_ref());
             abort(far_in.as_ref());
+            // Dropped, they would first say goodbye in peace.
+            near_out.forget();
+            far_out.forget();
         }
         self.open().ends.remove(&number);
     }

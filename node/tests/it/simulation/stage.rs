@@ -105,7 +105,7 @@ impl Stage {
         };
         for (user, devices) in CAST {
             for device in 1..=devices {
-                let watches = stage.cast.len() % 2 == 0;
+                let watches = stage.cast.len().is_multiple_of(2);
                 let account = stage.add(user, device, chance.random(), watches).await;
                 stage.cast.push(account);
             }
