@@ -54,7 +54,6 @@ const MET: [&str; 8] = [
 /// Goal: nothing accepted is lost, doubled, out of order or ticked wrongly, and replicas never differ. Method: see the
 /// module.
 #[test]
-#[ignore = "rewritten and not run yet on this base; see docs/CHAOS.md"]
 fn every_seed_keeps_every_promise() {
     if child::play() {
         return;
@@ -99,7 +98,6 @@ fn every_seed_keeps_every_promise() {
 /// Goal: a seed is enough to see a run again. Method: twice, in two processes; the histories and every byte on every disk
 /// are the same, and another seed's are not.
 #[test]
-#[ignore = "rewritten and not run yet on this base; see docs/CHAOS.md"]
 fn one_seed_gives_the_same_run_twice() {
     let digest = |seed| child::run_one(plan(seed), None).map(|told| told.digest);
     for seed in [1, 2, 3] {
@@ -115,7 +113,6 @@ fn one_seed_gives_the_same_run_twice() {
 
 /// Goal: the simulation can fail. Method: disks that claim to sync and do not, until something accepted is gone.
 #[test]
-#[ignore = "rewritten and not run yet on this base; see docs/CHAOS.md"]
 fn disks_that_lie_are_noticed() {
     let lying = |seed| Plan {
         disks_lie: true,
