@@ -116,10 +116,10 @@ impl Acks {
     pub(crate) fn answer(&mut self, answer: v1::AckAnswer, now: Instant) -> Option<Refusal> {
         let asked = self.in_flight.take();
         let before = self.committed;
-        if let Some(committed) = answer.cursor {
-            self.commit(committed.into());
-        }
         let Some(refusal) = answer.error.map(Refusal::from) else {
+            if let Some(committed) = answer.cursor {
+                self.commit(committed.into());
+            }
             if self.committed > before {
                 self.backoff.reset();
                 self.not_before = None;

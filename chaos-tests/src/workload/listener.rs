@@ -90,6 +90,8 @@ async fn turn(
     };
     let witness = Witness::attach(&stage.history, stage.options(device), attach)?;
     let before = kept.seen.len();
+    // An acknowledgement beyond what this session was handed is refused, whatever an earlier one was handed.
+    let mut handed = cursor;
     for _ in 0..quota {
         let Some(incoming) = next(stage, &witness, device, kept).await else {
             break;
@@ -100,6 +102,7 @@ async fn turn(
             stage.progress.delivered.fetch_add(1, Ordering::SeqCst);
         }
         kept.cursor = kept.cursor.max(Some(cursor));
+        handed = handed.max(Some(cursor));
         if slow {
             sleep(SLOW_PAUSE).await;
         }
@@ -115,7 +118,7 @@ async fn turn(
         return Ok(());
     }
     let leave_some = news && chance.random_bool(0.3);
-    if let (false, Some(cursor)) = (leave_some, kept.cursor) {
+    if let (false, Some(cursor)) = (leave_some, handed) {
         witness.ack(cursor, stage.left()).await?;
     }
     witness.close().await;

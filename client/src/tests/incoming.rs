@@ -98,7 +98,8 @@ async fn a_refused_acknowledgement_is_told_and_not_repeated() {
     assert_eq!(hear_ack(&mut session).await, 9);
     session
         .say(server_frame::Frame::Ack(v1::AckAnswer {
-            cursor: Some(place(0)),
+            // The one that was asked for. It once passed for committed.
+            cursor: Some(place(9)),
             error: Some(error(Code::BadCursor)),
         }))
         .await;

@@ -134,7 +134,8 @@ async fn claim(
             .map_err(|error| refusal::from_router(&error))?;
         match outcome.outcome {
             Some(outcome::Outcome::Ack(ack)) if ack.more => {}
-            Some(outcome::Outcome::Ack(ack)) => return Ok(ack.cursor.unwrap_or(committed)),
+            // Not the cursor of the answer: that may be behind messages that have expired, and the client is to be told.
+            Some(outcome::Outcome::Ack(_)) => return Ok(claimed),
             Some(outcome::Outcome::Refused(error)) => return Err(error),
             _ => {
                 return Err(refusal::last(
@@ -164,5 +165,40 @@ fn start(
         epoch,
         client: attach.client.unwrap_or(epoch),
         on_first_frame: attach.on_first_frame,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use roost_proto::storage::{AckOutcome, Done};
+
+    use super::*;
+    use crate::testing::{SHARD, Script, answered, command_of, router};
+
+    /// A message had expired right behind the cursor that a client came back with. The session began behind that message,
+    /// and the client was never told of it. Found by the simulation.
+    #[tokio::test]
+    async fn a_session_begins_at_the_cursor_that_its_client_came_with() {
+        let at = |seq| Cursor {
+            incarnation: 1,
+            seq,
+        };
+        let script = Arc::new(Script::new(move |_, request| match command_of(request)? {
+            command::Command::Ack(_) => answered(outcome::Outcome::Ack(AckOutcome {
+                cursor: Some(at(3)),
+                more: false,
+            })),
+            _ => answered(outcome::Outcome::Done(Done { more: false })),
+        }));
+        let identity = Identity {
+            user: UserId::parse("bob").expect("a name"),
+            device: 2,
+            shard: SHARD,
+        };
+        let within = Duration::from_secs(1);
+        let begins = claim(&router(&script), &identity, at(1), at(2), within).await;
+        assert_eq!(begins, Ok(at(2)));
     }
 }
