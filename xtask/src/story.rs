@@ -10,8 +10,8 @@ use crate::workspace::{PROFILE, Workspace, run};
 
 /// Builds the named binaries of the workspace and says where they are.
 ///
-/// They are chosen from the whole workspace, never with `--package`: so every command here agrees with the tests on
-/// the features of shared dependencies, and nothing is compiled twice.
+/// They are chosen from the whole workspace, never with `--package`: so all commands that build no tests agree on the
+/// features of shared dependencies. Tests ask for more of them, and so compile most dependencies once more.
 pub(crate) fn build(workspace: &Workspace, binaries: &[&str]) -> Result<PathBuf> {
     build_as(workspace, PROFILE, binaries)?;
     Ok(workspace.binaries())

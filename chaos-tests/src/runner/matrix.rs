@@ -1,5 +1,5 @@
 //! The long matrix: every fault until it has been struck often enough and enough messages were accepted under it, in as
-//! many sittings as it takes, and the table of it all.
+//! many runs as it takes, and the table of it all.
 //!
 //! Each run adds a line to a file; what is still to be done, and the table, follow from that file alone.
 
