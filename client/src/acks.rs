@@ -21,6 +21,10 @@ pub(crate) type Reply = oneshot::Sender<Result<Cursor, Error>>;
 pub(crate) struct Acks {
     wanted: watch::Receiver<Wanted>,
     committed: Option<Cursor>,
+    /// How far this session has handed entries to us: it takes no acknowledgement beyond.
+    handed: Option<Cursor>,
+    /// How far any session has.
+    received: Option<Cursor>,
     in_flight: Option<Cursor>,
     /// Refused for good: not asked for again.
     refused: Option<(Cursor, Refusal)>,
@@ -36,6 +40,8 @@ impl Acks {
         Self {
             wanted,
             committed: None,
+            handed: None,
+            received: None,
             in_flight: None,
             refused: None,
             receipts_sent: None,
@@ -48,11 +54,19 @@ impl Acks {
     /// The device's cursor, as the greeting tells it.
     pub(crate) fn connected(&mut self, committed: Option<Cursor>) {
         if let Some(committed) = committed {
+            self.handed(committed);
             self.commit(committed);
         }
     }
 
+    /// This session has handed over everything up to here.
+    pub(crate) fn handed(&mut self, up_to: Cursor) {
+        self.handed = self.handed.max(Some(up_to));
+        self.received = self.received.max(self.handed);
+    }
+
     pub(crate) fn disconnected(&mut self) {
+        self.handed = None;
         self.in_flight = None;
         self.receipts_sent = None;
         self.not_before = None;
@@ -82,7 +96,7 @@ impl Acks {
         if !self.has_next(now) {
             return None;
         }
-        let cursor = self.open()?;
+        let cursor = self.due()?;
         self.in_flight = Some(cursor);
         Some(v1::Ack {
             cursor: Some(cursor.into()),
@@ -91,7 +105,7 @@ impl Acks {
 
     pub(crate) fn has_next(&self, now: Instant) -> bool {
         self.in_flight.is_none()
-            && self.open().is_some()
+            && self.due().is_some()
             && self.not_before.is_none_or(|until| until <= now)
     }
 
@@ -149,6 +163,17 @@ impl Acks {
         let wanted = self.wanted()?;
         let refused = self.refused.as_ref().map(|(cursor, _)| *cursor);
         (Some(wanted) > self.committed && Some(wanted) > refused).then_some(wanted)
+    }
+
+    /// What may be said of it in this session. What only an earlier one handed over comes again first.
+    fn due(&self) -> Option<Cursor> {
+        let wanted = self.open()?;
+        // What nobody ever handed over is the server's to refuse.
+        let due = match Some(wanted) <= self.received {
+            true => self.handed.map_or(wanted, |handed| wanted.min(handed)),
+            false => wanted,
+        };
+        (Some(due) > self.committed).then_some(due)
     }
 
     fn commit(&mut self, committed: Cursor) {

@@ -62,6 +62,17 @@ pub(crate) struct State {
     options: Options,
 }
 
+/// How far a frame of entries reaches.
+fn last_of(frame: &v1::Entries) -> Option<Cursor> {
+    let entries = frame.entries.iter().map(|entry| entry.seq);
+    let skipped = frame.skipped.iter().map(|range| range.last);
+    let seq = entries.chain(skipped).max()?;
+    Some(Cursor {
+        incarnation: frame.incarnation,
+        seq,
+    })
+}
+
 impl State {
     pub(crate) fn new(options: Options, wanted: watch::Receiver<Wanted>) -> Self {
         let backoff = Backoff::new(options.backoff_min, options.backoff_max);
@@ -138,10 +149,15 @@ impl State {
         self.heard_at = now;
         match frame {
             server_frame::Frame::Answer(answer) => self.answer(answer, now),
-            server_frame::Frame::Entries(entries) => match self.inbox.take(entries) {
-                Ok(()) => Effect::Progress,
-                Err(why) => Effect::Reconnect(why.to_owned()),
-            },
+            server_frame::Frame::Entries(entries) => {
+                if let Some(last) = last_of(&entries) {
+                    self.acks.handed(last);
+                }
+                match self.inbox.take(entries) {
+                    Ok(()) => Effect::Progress,
+                    Err(why) => Effect::Reconnect(why.to_owned()),
+                }
+            }
             server_frame::Frame::Receipts(receipts) => {
                 if receipts.missed_up_to > 0 {
                     self.ticks.missed();
