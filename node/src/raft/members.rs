@@ -63,7 +63,10 @@ impl Group {
             self.apply_change(ChangeMembers::AddNodes(learner), true)
                 .await?;
         }
-        self.near(new).await?;
+        // A new replica has its vote before the old one leaves, and may be the next leader: then it has nobody to follow.
+        if new != self.replica {
+            self.near(new).await?;
+        }
         let state = self.leading()?;
         let gone = others(&state);
         let mut voters: BTreeSet<u64> = state.voters.iter().map(|id| id.0).collect();

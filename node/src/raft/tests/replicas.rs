@@ -214,6 +214,26 @@ async fn a_lost_replica_is_renewed() {
     cluster.accept(12).await;
 }
 
+/// A new replica that is elected before its renewal has ended carries that through itself. It once waited for its own log to
+/// catch up with itself, and the renewal never ended. Found by the simulation.
+#[tokio::test(start_paused = true)]
+async fn a_new_replica_that_leads_ends_its_own_renewal() {
+    let mut cluster = Cluster::start(12).await;
+    cluster.accept(1).await;
+    let old = cluster.leader().await;
+    let lost = (1..=3).find(|number| *number != old).unwrap();
+    cluster.replace(lost, ReplicaId(17)).await;
+    let leader = cluster.group(old);
+    leader.renew(ReplicaId(17), node(lost)).await.unwrap();
+    cluster.catches_up(lost).await;
+    tokio::time::sleep(Timing::LOCAL.election_max).await;
+    let new = cluster.group(lost);
+    new.elect().await.unwrap();
+    new.state().wait_for(|state| state.serves()).await.unwrap();
+    let again = tokio::time::timeout(Duration::from_secs(5), new.renew(ReplicaId(17), node(lost)));
+    assert_eq!(again.await.ok(), Some(Ok(())));
+}
+
 /// A group that was stopped is opened again over the same store, as after a panic of its core.
 #[tokio::test(start_paused = true)]
 async fn a_stopped_group_opens_again() {
