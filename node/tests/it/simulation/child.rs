@@ -9,16 +9,35 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+
 use super::run::{Plan, Told};
 
 /// The test that plays one plan when it is told to.
 const TEST: &str = "simulation::every_seed_keeps_every_promise";
 const PLAN: &str = "ROOST_SIMULATION_PLAN";
 const RESULT: &str = "ROOST_SIMULATION_RESULT";
+/// What of the nodes' logs is kept beside the result, as `tracing`'s filters say it; nothing without it.
+const LOG: &str = "ROOST_SIMULATION_LOG";
 const RANDOMNESS: &str = "ROOST_SIMULATION_RANDOMNESS";
 /// A run takes a second or two. What takes this long goes round in circles.
 const LIMIT: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(5);
+
+/// What nodes log is stamped with the time that they live in.
+struct VirtualTime;
+
+impl FormatTime for VirtualTime {
+    fn format_time(&self, line: &mut Writer<'_>) -> std::fmt::Result {
+        thread_local!(static BEGAN: tokio::time::Instant = tokio::time::Instant::now());
+        write!(
+            line,
+            "{:.3}s",
+            BEGAN.with(tokio::time::Instant::elapsed).as_secs_f64()
+        )
+    }
+}
 
 /// Plays the plan that this process was started with, if it was.
 pub(super) fn play() -> bool {
@@ -26,6 +45,13 @@ pub(super) fn play() -> bool {
         return false;
     };
     let plan: Plan = serde_json::from_str(&plan).expect("the parent wrote it");
+    if let Ok(filter) = std::env::var(LOG) {
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_timer(VirtualTime)
+            .with_ansi(false)
+            .init();
+    }
     // A fresh thread has drawn nothing yet.
     let told = thread::spawn(move || super::run::run(plan)).join();
     let told = told.expect("the run ends, whatever it finds");

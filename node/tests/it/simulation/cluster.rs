@@ -335,35 +335,50 @@ impl Cluster {
 
     /// Whether every node runs, and every replica that the cluster wants is there and needs no renewal.
     pub(super) fn is_whole(&self) -> bool {
-        let placements = self.placements();
+        self.lacks().is_empty()
+    }
+
+    /// What a whole cluster has and this one lacks.
+    pub(super) fn lacks(&self) -> Vec<String> {
         let nodes = self.nodes.borrow();
-        let out = |node: &Node| {
-            let rows = node.disk.scan(Column::Node, keys::replicas());
-            rows.filter_map(Result::ok).any(|(key, bytes)| {
+        let mut lacks = Vec::new();
+        for (number, node) in nodes.iter().enumerate() {
+            for (key, bytes) in node
+                .disk
+                .scan(Column::Node, keys::replicas())
+                .filter_map(Result::ok)
+            {
                 let local: LocalReplica =
                     value::decode("a replica", &key, bytes).expect("nobody damages this row");
-                matches!(local.state(), ReplicaState::Failed | ReplicaState::Lost)
-            })
-        };
-        let has_all = |number: usize, placement: &Placement| {
-            let replicas = &nodes[number]
-                .running
-                .as_ref()
-                .expect("it runs")
-                .core
-                .replicas;
-            placement.all_shards().all(|shard| {
-                let here = placement.replicas(shard).iter();
-                let mut here = here.filter(|(_, node)| *node == nodes[number].id);
-                here.all(|(id, _)| replicas.get(shard).is_some_and(|r| r.id() == *id))
-            })
-        };
-        placements.len() == NODES
-            && placements
-                .iter()
-                .all(|placement| placement.epoch > 0 && placement.renewals().is_empty())
-            && !nodes.iter().any(out)
-            && (0..NODES).all(|number| has_all(number, &placements[number]))
+                if matches!(local.state(), ReplicaState::Failed | ReplicaState::Lost) {
+                    lacks.push(format!("node {number} has {local:?}"));
+                }
+            }
+            let Some(running) = node.running.as_ref() else {
+                lacks.push(format!("node {number} is down"));
+                continue;
+            };
+            let placement = running.core.router.placement();
+            if placement.epoch == 0 {
+                lacks.push(format!("node {number} knows no placement"));
+            }
+            for renewal in placement.renewals() {
+                lacks.push(format!("node {number} sees {renewal:?}"));
+            }
+            for shard in placement.all_shards() {
+                let wanted = placement.replicas(shard).iter();
+                for (id, _) in wanted.filter(|(_, on)| *on == node.id) {
+                    let here = running.core.replicas.get(shard);
+                    let here = here.map(|replica| replica.id());
+                    if here != Some(*id) {
+                        lacks.push(format!(
+                            "node {number} has {here:?} of shard {shard} in place of {id}"
+                        ));
+                    }
+                }
+            }
+        }
+        lacks
     }
 
     /// As the running nodes know it.

@@ -194,13 +194,13 @@ impl Stage {
     async fn end(&self) -> Vec<String> {
         let began = Instant::now();
         loop {
-            let whole = self.cluster.is_whole();
+            let lacks = self.cluster.lacks();
             let compared = self.cluster.compare();
             let same = compared.behind.is_empty() && compared.different.is_empty();
-            if (whole && same) || began.elapsed() > WHOLE_WITHIN {
-                if !whole || !compared.behind.is_empty() {
+            if (lacks.is_empty() && same) || began.elapsed() > WHOLE_WITHIN {
+                if !lacks.is_empty() || !compared.behind.is_empty() {
                     self.complain(format!(
-                        "the cluster does not become whole again; behind are {:?}",
+                        "the cluster does not become whole again: {lacks:?}; behind are {:?}",
                         compared.behind
                     ));
                 }
