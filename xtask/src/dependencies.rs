@@ -12,6 +12,8 @@ use crate::licence;
 use crate::unused;
 use crate::workspace::{Workspace, output};
 
+/// What tests and binaries of this platform are made from.
+const EDGES: &str = "normal,build,dev";
 /// Two versions of one of these in one program would be two runtimes, two wire formats or two stores.
 const SINGLE: [&str; 8] = [
     "bytes", "hyper", "openraft", "prost", "rocksdb", "rustls", "tokio", "tonic",
@@ -26,6 +28,8 @@ pub(crate) fn review(workspace: &Workspace) -> Result<()> {
     let packages = packages(workspace)?;
     let mut complaints = complaints(&packages);
     complaints.extend(unused::complaints(&workspace.root)?);
+    let in_binaries = features(workspace, "normal,build")?;
+    complaints.extend(compiled_twice(&in_binaries, &features(workspace, EDGES)?));
     if complaints.is_empty() {
         println!(
             "{} packages: licences accepted, none of {} twice, none named for nothing",
@@ -41,20 +45,42 @@ pub(crate) fn review(workspace: &Workspace) -> Result<()> {
 type Packages = BTreeSet<(String, String)>;
 
 fn packages(workspace: &Workspace) -> Result<Packages> {
+    tree(workspace, EDGES, "{p}|{l}")
+}
+
+/// A package, and the features that it is compiled with; once for each set of them.
+fn features(workspace: &Workspace, edges: &str) -> Result<Packages> {
+    tree(workspace, edges, "{p}|{f}")
+}
+
+fn tree(workspace: &Workspace, edges: &str, format: &str) -> Result<Packages> {
     let tree = output(workspace.cargo().args([
         "tree",
         "--locked",
         "--workspace",
-        "--edges=normal,build,dev",
+        &format!("--edges={edges}"),
         "--prefix=none",
         "--no-dedupe",
-        "--format={p}|{l}",
+        &format!("--format={format}"),
     ]))?;
     let lines = tree.lines().filter(|line| !line.trim().is_empty());
     Ok(lines
         .filter_map(|line| line.split_once('|'))
-        .map(|(p, l)| (p.to_owned(), l.trim().to_owned()))
+        .map(|(p, rest)| (p.to_owned(), rest.trim().to_owned()))
         .collect())
+}
+
+/// Packages of which tests want other features than binaries do: whoever builds both compiles them twice, and all that
+/// depends on them.
+fn compiled_twice(in_binaries: &Packages, in_all: &Packages) -> Vec<String> {
+    let names: BTreeSet<&String> = in_binaries.iter().map(|(package, _)| package).collect();
+    let differing = in_binaries.symmetric_difference(in_all);
+    let shared = differing.filter(|(package, _)| names.contains(package));
+    shared
+        .map(|(package, features)| {
+            format!("{package} is compiled with [{features}] only for binaries, or only for tests")
+        })
+        .collect()
 }
 
 fn complaints(packages: &Packages) -> Vec<String> {
@@ -104,6 +130,17 @@ mod tests {
             ("rand v0.9.0", "MIT"),
         ]);
         assert!(complaints(&packages).is_empty());
+    }
+
+    #[test]
+    fn features_that_only_tests_want_are_named() {
+        let binaries = packages(&[("tokio v1.2.0", "full"), ("bytes v1.0.0", "std")]);
+        let mut all = binaries.clone();
+        assert!(compiled_twice(&binaries, &all).is_empty());
+        all.insert(("proptest v1.0.0".to_owned(), "std".to_owned()));
+        assert!(compiled_twice(&binaries, &all).is_empty());
+        all.insert(("tokio v1.2.0".to_owned(), "full,test-util".to_owned()));
+        assert_eq!(compiled_twice(&binaries, &all).len(), 1);
     }
 
     #[test]
