@@ -25,12 +25,12 @@ const TOOLS: &[(&str, &str)] = &[
 /// Faults that need nothing of the above.
 const WITHOUT_ROOT: [&str; 2] = ["--hosts", "proxy"];
 
-/// Builds what is needed and attacks it; the options are those of the chaos binary.
+/// Builds what is needed and attacks it; the options are those of the chaos binary, `features` words for cargo.
 ///
 /// # Errors
 ///
 /// When something is missing that cannot be installed from here, or the cluster broke a promise.
-pub(crate) fn run_with(workspace: &Workspace, options: &[&str]) -> Result<()> {
+pub(crate) fn run_with(workspace: &Workspace, options: &[&str], features: &[&str]) -> Result<()> {
     let needs_tools = !options.windows(2).any(|two| two == WITHOUT_ROOT)
         && !["--list", "--table"]
             .iter()
@@ -38,7 +38,7 @@ pub(crate) fn run_with(workspace: &Workspace, options: &[&str]) -> Result<()> {
     if needs_tools {
         packages::install(&missing())?;
     }
-    let binaries = story::build(workspace, &["roost", "chaos"])?;
+    let binaries = story::build(workspace, &["roost", "chaos"], features)?;
     let mut chaos = Command::new(binaries.join("chaos"));
     chaos.args(options).env("ROOST_BIN", binaries.join("roost"));
     // The matrix and its table are files of the checkout.

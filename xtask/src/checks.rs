@@ -25,6 +25,16 @@ const FULL_TESTS: &str = "full";
 /// And what mounts file systems and takes hold of other processes.
 const ROOT_TESTS: &str = "root";
 
+/// Promises broken on purpose (node/src/sabotage.rs), for the teeth. Everything here is built with them, because a second
+/// set of features would compile the node twice, and they do nothing until `ROOST_SABOTAGE` names one. Only the lints see
+/// the node as it is released, and so show that it compiles.
+const FEATURES: [&str; 2] = ["--features", "roost/sabotage"];
+/// Tests of the node that are checks of their own here, by the beginning of their names.
+const SIMULATION: &str = "simulation::";
+const TEETH: &str = "teeth::";
+/// Where they are.
+const NODE_TESTS: &str = "it";
+
 struct Done {
     name: &'static str,
     took: Duration,
@@ -56,6 +66,8 @@ pub(crate) fn run_all(workspace: &Workspace, full: bool) -> Result<bool> {
         done.push(check("documentation tests", || {
             documentation_tests(workspace)
         }));
+        done.push(check("simulation", || simulation(workspace, full)));
+        done.push(check("teeth", || node_tests(workspace, TEETH, &[])));
         done.push(check("process tests", || {
             process_tests(workspace, processes, full)
         }));
@@ -108,17 +120,40 @@ fn lints(workspace: &Workspace) -> Result<()> {
 
 /// All targets, tests too: so the binary is built with the very dependencies that the tests are.
 fn build(workspace: &Workspace) -> Result<()> {
-    run(in_workspace(workspace, "build").args(["--profile", PROFILE, "--all-targets"]))
+    let mut build = in_workspace(workspace, "build");
+    build.args(FEATURES);
+    run(build.args(["--profile", PROFILE, "--all-targets"]))
 }
 
 fn unit_tests(workspace: &Workspace, integration: &[String]) -> Result<()> {
     let mut tests = tests(workspace);
-    tests.args(["--lib", "--bins"]);
-    run(choose(&mut tests, integration))
+    choose(tests.args(["--lib", "--bins"]), integration);
+    run(tests.args(["--", "--skip", SIMULATION, "--skip", TEETH]))
 }
 
 fn documentation_tests(workspace: &Workspace) -> Result<()> {
-    run(in_workspace(workspace, "test").args(["--profile", PROFILE, "--doc"]))
+    let mut tests = in_workspace(workspace, "test");
+    tests.args(FEATURES);
+    run(tests.args(["--profile", PROFILE, "--doc"]))
+}
+
+/// A few hundred seeds; in full ten times as many.
+fn simulation(workspace: &Workspace, full: bool) -> Result<()> {
+    let seeds = if full { "1-3000" } else { "1-300" };
+    let seeds = ("ROOST_SIMULATION_SEEDS", seeds);
+    node_tests(workspace, SIMULATION, &[seeds])
+}
+
+/// Tests of the node with such names, one after the other, with what they print: they start processes of their own and
+/// count.
+fn node_tests(workspace: &Workspace, names: &str, variables: &[(&str, &str)]) -> Result<()> {
+    let mut tests = in_workspace(workspace, "test");
+    tests
+        .args(FEATURES)
+        .args(["--profile", PROFILE, "--test", NODE_TESTS, "--", names])
+        .args(["--include-ignored", "--nocapture", "--test-threads=1"])
+        .envs(variables.iter().copied());
+    run(&mut tests)
 }
 
 /// Without any such test this is a failure: a suite that is not found must not look like one that passed.
@@ -151,12 +186,12 @@ fn attacks(workspace: &Workspace, full: bool) -> Result<()> {
         "--hold",
         "2",
     ];
-    chaos::run_with(workspace, &usual)?;
+    chaos::run_with(workspace, &usual, &FEATURES)?;
     if full {
         for seed in ["2", "3", "4"] {
             let all = "smoke,processes,partitions,links,disks,clocks,wide,kill-minority";
             let words = ["--scenario", all, "--seed", seed, "--hold", "12"];
-            chaos::run_with(workspace, &words)?;
+            chaos::run_with(workspace, &words, &FEATURES)?;
         }
     }
     Ok(())
@@ -193,9 +228,11 @@ fn tests(workspace: &Workspace) -> Command {
             "--cargo-profile",
             PROFILE,
         ]);
+        nextest.args(FEATURES);
         return nextest;
     }
     let mut test = in_workspace(workspace, "test");
+    test.args(FEATURES);
     test.args(["--no-fail-fast", "--profile", PROFILE]);
     test
 }

@@ -103,13 +103,15 @@ fn test(full: bool) -> Result<()> {
 }
 
 fn chaos(options: &[&str]) -> Result<()> {
-    chaos::run_with(&ready()?, options)
+    chaos::run_with(&ready()?, options, &[])
 }
 
 fn build() -> Result<()> {
     println!(
         "{}",
-        story::build(&ready()?, &["roost"])?.join("roost").display()
+        story::build(&ready()?, &["roost"], &[])?
+            .join("roost")
+            .display()
     );
     Ok(())
 }

@@ -8,35 +8,35 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace::{PROFILE, Workspace, run};
 
-/// Builds the named binaries of the workspace and says where they are.
+/// Builds the named binaries of the workspace and says where they are; `features` are words for cargo.
 ///
-/// They are chosen from the whole workspace, never with `--package`: so all commands that build no tests agree on the
-/// features of shared dependencies. Tests ask for more of them, and so compile most dependencies once more.
-pub(crate) fn build(workspace: &Workspace, binaries: &[&str]) -> Result<PathBuf> {
-    build_as(workspace, PROFILE, binaries)?;
-    Ok(workspace.binaries())
-}
-
-/// The same in another profile.
-pub(crate) fn build_as(workspace: &Workspace, profile: &str, binaries: &[&str]) -> Result<()> {
+/// They are chosen from the whole workspace, never with `--package`: so every command here agrees with the tests on
+/// the features of shared dependencies, and nothing is compiled twice.
+pub(crate) fn build(
+    workspace: &Workspace,
+    binaries: &[&str],
+    features: &[&str],
+) -> Result<PathBuf> {
     let mut cargo = workspace.cargo();
-    cargo.args(["build", "--locked", "--workspace", "--profile", profile]);
+    cargo.args(["build", "--locked", "--workspace", "--profile", PROFILE]);
+    cargo.args(features);
     for binary in binaries {
         cargo.args(["--bin", binary]);
     }
-    run(&mut cargo)
+    run(&mut cargo)?;
+    Ok(workspace.binaries())
 }
 
 /// Plays the story: messages accepted, a node killed, nothing lost.
 pub(crate) fn demo(workspace: &Workspace) -> Result<()> {
-    let binaries = build(workspace, &["roost", "demo"])?;
+    let binaries = build(workspace, &["roost", "demo"], &[])?;
     run(Command::new(binaries.join("demo")).env("ROOST_BIN", binaries.join("roost")))
         .context("the demo failed")
 }
 
 /// Becomes `roost dev`.
 pub(crate) fn dev(workspace: &Workspace, options: &[&str]) -> Result<()> {
-    let roost = build(workspace, &["roost"])?.join("roost");
+    let roost = build(workspace, &["roost"], &[])?.join("roost");
     let shown = roost.display();
     // It says itself what to type: it knows its ports and directory.
     println!(
