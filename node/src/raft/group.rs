@@ -305,15 +305,18 @@ impl Group {
         self.state.clone()
     }
 
-    /// Entries known to be in this log or committed by a leader that this replica has not applied.
+    /// Entries known to be in this log or committed by a leader that this replica has not applied. `None` on a replica
+    /// that follows and has not been told since it was opened: it may be behind by anything.
     #[must_use]
-    pub fn lag_entries(&self) -> u64 {
+    pub fn lag_entries(&self) -> Option<u64> {
         let state = self.state.borrow();
-        let known = state
-            .last_log
-            .unwrap_or_default()
-            .max(self.inbox.known_committed());
-        known.saturating_sub(state.last_applied.unwrap_or_default())
+        let own = state.last_log.unwrap_or_default();
+        let known = match (state.role, self.inbox.known_committed()) {
+            (Role::Leader, _) => own,
+            (_, 0) => return None,
+            (_, committed) => own.max(committed),
+        };
+        Some(known.saturating_sub(state.last_applied.unwrap_or_default()))
     }
 
     /// The snapshot that this replica is receiving, if one is on its way.

@@ -36,7 +36,7 @@ pub(super) struct Inbox {
     incoming: Mutex<Incoming>,
     /// What of `incoming` others may see without waiting for a chunk to be written.
     receiving: parking_lot::Mutex<Option<Receiving>>,
-    /// The highest index that a leader has said to be committed.
+    /// The highest index that a leader has said to be committed since this replica was opened; 0 if none has.
     known_committed: AtomicU64,
 }
 

@@ -290,8 +290,16 @@ impl Replicas {
                     receiving.bytes
                 ));
             }
-            if lag > LAG_MAX {
-                return Err(format!("the replica of shard {shard} is catching up"));
+            match lag {
+                None => {
+                    return Err(format!(
+                        "the replica of shard {shard} has not heard from its leader yet"
+                    ));
+                }
+                Some(lag) if lag > LAG_MAX => {
+                    return Err(format!("the replica of shard {shard} is catching up"));
+                }
+                Some(_) => {}
             }
         }
         Ok(())
@@ -322,7 +330,8 @@ impl Replicas {
             let installed = seen.map_or(0, |seen| state.generation.saturating_sub(seen));
             metrics::SNAPSHOTS.handle().increment(u64::from(installed));
             metrics::RAFT_TERM.of(shard).set(state.term as f64);
-            metrics::RAFT_LAG.of(shard).set(lag as f64);
+            // Unknown until the leader speaks; the node is not ready until then.
+            metrics::RAFT_LAG.of(shard).set(lag.unwrap_or(0) as f64);
             let log_bytes = replica.group().log_bytes();
             metrics::LOG_BYTES.of(shard).set(log_bytes as f64);
             let view = replica.view();

@@ -99,6 +99,28 @@ async fn a_replica_that_was_away_catches_up_from_the_log() {
     assert_eq!(state.borrow().generation, 0);
 }
 
+/// A replica that was away cannot know how far it is behind before its leader has spoken. It once took the leader of its
+/// former life and its own log for an answer, and its node was ready with half of its entries missing. Found by snapshots
+/// damaged on their way.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_was_away_does_not_know_its_lag_until_its_leader_speaks() {
+    let mut cluster = Cluster::start(13).await;
+    cluster.accept(1).await;
+    let leader = cluster.leader().await;
+    let away = (1..=3).find(|number| *number != leader).unwrap();
+    cluster.catches_up(away).await;
+    assert_eq!(cluster.group(leader).lag_entries(), Some(0));
+    assert_eq!(cluster.group(away).lag_entries(), Some(0));
+    cluster.crash(away, 0).await;
+    cluster.accept(2).await;
+    cluster.isolate(away);
+    cluster.open(away).await;
+    assert_eq!(cluster.group(away).lag_entries(), None);
+    cluster.heal();
+    cluster.catches_up(away).await;
+    assert_eq!(cluster.group(away).lag_entries(), Some(0));
+}
+
 /// The log no longer reaches back: the replica gets a snapshot, in several chunks, into a new generation, and the old
 /// one is gone. It holds after a restart too.
 #[tokio::test(start_paused = true)]
