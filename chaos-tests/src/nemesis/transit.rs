@@ -15,6 +15,8 @@ const BITS: usize = 3;
 /// How long a node is away at first; longer each time that it comes back without needing a snapshot.
 const AWAY: Duration = Duration::from_secs(3);
 const TRIES_MAX: u32 = 4;
+/// A node is ready when it is hardly behind; what it needs by then has begun to come.
+const SENT_WITHIN: Duration = Duration::from_secs(3);
 const REFUSED: &str = "roost_raft_refused_snapshots_total";
 const INSTALLED: &str = "roost_raft_installed_snapshots_total";
 
@@ -43,12 +45,9 @@ impl Snapshots {
         field.lab.cluster.node_mut(self.node).kill().await?;
         sleep(away).await;
         field.start(&[self.node])?;
-        let deadline = Instant::now() + EFFECT_LIMIT;
+        field.lab.cluster.wait_ready().await?;
+        let deadline = Instant::now() + SENT_WITHIN;
         while self.bits.flipped() == 0 && Instant::now() < deadline {
-            let answer = field.lab.cluster.node(self.node).get("/readyz").await;
-            if answer.is_ok_and(|answer| answer.status == 200) {
-                break;
-            }
             sleep(Duration::from_millis(50)).await;
         }
         Ok(self.bits.flipped() > 0)
