@@ -323,6 +323,8 @@ impl Replicas {
             metrics::SNAPSHOTS.handle().increment(u64::from(installed));
             metrics::RAFT_TERM.of(shard).set(state.term as f64);
             metrics::RAFT_LAG.of(shard).set(lag as f64);
+            let appends = replica.group().waiting_appends();
+            metrics::WAITING_APPENDS.of(shard).set(appends as f64);
             let log_bytes = replica.group().log_bytes();
             metrics::LOG_BYTES.of(shard).set(log_bytes as f64);
             let view = replica.view();

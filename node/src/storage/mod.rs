@@ -133,6 +133,19 @@ pub struct Reclaimed {
     pub rewritten_bytes: u64,
 }
 
+/// How full the bounds of a store are; all 0 where it has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Bytes of blocks of table files that are kept in memory.
+    pub block_cache_bytes: u64,
+    /// Bytes of memory for writes that are in no table file yet, over all columns.
+    pub write_buffer_bytes: u64,
+    /// Bytes of all files of the write-ahead log.
+    pub wal_bytes: u64,
+    /// Ranges whose deleted rows may be in files.
+    pub deleted_ranges: usize,
+}
+
 /// The store of one node.
 pub trait Store: Read + 'static {
     /// Makes a batch visible, all of it or nothing. It is durable after the next [`Store::sync`].
@@ -157,4 +170,10 @@ pub trait Store: Read + 'static {
     /// # Errors
     /// [`Error::Io`].
     fn reclaim(&self) -> Result<Reclaimed, Error>;
+
+    /// How full its bounds are, for metrics. Looks at files and so may block as long as the disk hangs.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn fill(&self) -> Result<Fill, Error>;
 }

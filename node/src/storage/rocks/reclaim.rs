@@ -146,14 +146,14 @@ fn table_files(engine: &Engine) -> Result<BTreeMap<String, u64>, Error> {
 }
 
 /// The WAL files with something in them. An empty one may be the current one, and stay.
-fn wal_files(db_dir: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn wal_files(db_dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let list = || -> std::io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(db_dir)? {
             let path = entry?.path();
+            let is_wal = path.extension().is_some_and(|ext| ext == "log");
             // It may be deleted between listing and looking.
-            let bytes = path.metadata().map_or(0, |metadata| metadata.len());
-            if path.extension().is_some_and(|ext| ext == "log") && bytes > 0 {
+            if is_wal && path.metadata().is_ok_and(|metadata| metadata.len() > 0) {
                 files.push(path);
             }
         }

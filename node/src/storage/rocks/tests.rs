@@ -577,6 +577,52 @@ fn entries_that_live_shortly_rewrite_nothing() {
     assert!(gone.is_empty(), "{gone:?} were rewritten");
 }
 
+/// Goal: each fill is that of its own bound. Method: 4 MB of bodies go from memory and log into table files, are read, and
+/// some are deleted; each step must show where the bytes are.
+#[test]
+fn fills_show_where_the_bytes_are() {
+    const BYTES: u64 = 4_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let before = store.fill().unwrap();
+    Bodies::of(400, 10_000).put(&store, Column::State, entry);
+    store.sync().unwrap();
+    let written = store.fill().unwrap();
+    // RocksDB takes memory in pieces of 1 MiB, of which one may have been there.
+    assert!(
+        written.write_buffer_bytes > before.write_buffer_bytes + BYTES / 2,
+        "{before:?}, {written:?}"
+    );
+    assert!(
+        written.wal_bytes > before.wal_bytes + BYTES,
+        "{before:?}, {written:?}"
+    );
+    let wals = wals(dir.path()).into_iter();
+    let on_disk: u64 = wals.map(|file| file.metadata().unwrap().len()).sum();
+    assert_eq!(written.wal_bytes, on_disk);
+
+    settle(&store);
+    let flushed = store.fill().unwrap();
+    assert!(flushed.write_buffer_bytes < BYTES / 2, "{flushed:?}");
+    assert_eq!(
+        store.scan(Column::State, keys::home_range(HOME)).count(),
+        400
+    );
+    let read = store.fill().unwrap();
+    assert!(
+        read.block_cache_bytes > flushed.block_cache_bytes + BYTES / 2,
+        "{flushed:?}, {read:?}"
+    );
+
+    // The entries of four users.
+    delete(&store, 0..32);
+    assert_eq!(store.fill().unwrap().deleted_ranges, 4);
+    store.reclaim().unwrap();
+    let reclaimed = store.fill().unwrap();
+    assert_eq!(reclaimed.deleted_ranges, 0);
+    assert!(reclaimed.wal_bytes < BYTES / 2, "{reclaimed:?}");
+}
+
 /// Goal: a restart forgets no deletion. Method: a crash between deletion and reclaiming; the copy reclaims.
 #[test]
 fn what_was_deleted_before_a_crash_is_reclaimed_after_it() {
