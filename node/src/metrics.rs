@@ -82,6 +82,7 @@ pub fn set_bounds(config: &Config) {
             "queue.receipt_bytes_max",
             config.queue.receipt_bytes_max as f64,
         ),
+        ("queue.devices_max", f64::from(config.queue.devices_max)),
         ("queue.outbox_rows_max", config.queue.outbox_rows_max as f64),
         (
             "replica.pending_proposals_max",
@@ -99,6 +100,15 @@ pub fn set_bounds(config: &Config) {
         ("raft.log_cache_bytes", config.raft.log_cache_bytes as f64),
         ("raft.snapshots_max", config.raft.snapshots_max as f64),
         ("peer.open_calls_max", config.peer.open_calls_max as f64),
+        (
+            "storage.block_cache_bytes",
+            config.storage.block_cache_bytes as f64,
+        ),
+        (
+            "storage.write_buffer_bytes",
+            config.storage.write_buffer_bytes as f64,
+        ),
+        ("storage.max_wal_bytes", config.storage.max_wal_bytes as f64),
     ] {
         BOUND.of(bound).set(limit);
     }

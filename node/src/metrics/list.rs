@@ -118,6 +118,14 @@ metrics! {
         "Ids remembered of a sender device, each time that it sends, bounded by queue.sender_ids_max."
     Histogram SENDER_CHAINS = "roost_shard_sender_chains", Count, in COUNT;
         "Chains remembered of a sender device and recipient, each time that it sends, bounded by queue.chains_max."
+    Histogram READ_MARKS = "roost_shard_read_marks", Count, in IDS;
+        "Read marks of a user, each time that it reads in a new conversation, bounded by 100000."
+    Histogram READS_AHEAD = "roost_shard_waiting_read_marks", Count, in COUNT;
+        "Read marks of a user that wait for earlier entries, each time that one has to wait, bounded by 64."
+    Histogram DELIVERED_AHEAD = "roost_shard_delivered_ranges", Count, in COUNT;
+        "Ranges that a user's devices acknowledged ahead of the delivered mark, each time that an acknowledgement leaves some, bounded by 64."
+    Histogram DEVICES = "roost_shard_user_devices", Count, in COUNT;
+        "Devices of a user, each time that one is added, bounded by queue.devices_max."
     Gauge OLDEST_ENTRY_AGE = "roost_shard_oldest_entry_age_seconds", Seconds, by "shard";
         "Age of the oldest entry of a shard; 0 without any."
     Gauge OUTBOX_ROWS = "roost_shard_outbox_rows", Count, by "shard";
@@ -146,6 +154,8 @@ metrics! {
         "Attachments of devices at a shard's leader, with watches bounded by replica.attachments_max."
     Gauge WATCHES = "roost_replica_watches", Count, by "shard";
         "Watches at a shard's leader."
+    Gauge OUTBOX_SIGNALS = "roost_replica_outbox_signals", Count;
+        "Signals of outbox rows that wait for the pump, bounded by the shards led here times all shards."
     Gauge CORRUPT_REPLICAS = "roost_replica_corrupt_replicas", Count;
         "Replicas of this node that stopped because of damage and wait for their renewal. Not 0: look at the disk."
     Gauge LOST_REPLICAS = "roost_replica_lost_replicas", Count;
@@ -164,6 +174,8 @@ metrics! {
         "Log that this node's replica keeps, as far as written since it was opened; all together bounded by raft.log_bytes_max."
     Gauge LOG_CACHE_BYTES = "roost_raft_log_cache_bytes", Bytes;
         "Log entries of all replicas of the node in memory, bounded by raft.log_cache_bytes."
+    Gauge WAITING_APPENDS = "roost_raft_waiting_appends", Count, by "shard";
+        "Appends that wait at this node's replica of a shard, bounded by 8."
     Counter SNAPSHOTS = "roost_raft_installed_snapshots_total", Count;
         "Snapshots that replicas of this node installed because the log no longer reached them."
     Counter REFUSED_SNAPSHOTS = "roost_raft_refused_snapshots_total", Count;
@@ -192,6 +204,14 @@ metrics! {
         "Free on the file system of the data directory."
     Gauge DISK_FREE_RATIO = "roost_storage_disk_free_ratio", Count;
         "Free share of the file system; sends are refused below storage.disk_reserve_percent."
+    Gauge BLOCK_CACHE_BYTES = "roost_storage_block_cache_bytes", Bytes;
+        "Blocks of table files in memory, bounded by storage.block_cache_bytes."
+    Gauge WRITE_BUFFER_BYTES = "roost_storage_write_buffer_bytes", Bytes;
+        "Writes in memory that are in no table file yet, bounded by storage.write_buffer_bytes."
+    Gauge WAL_BYTES = "roost_storage_wal_bytes", Bytes;
+        "All files of the write-ahead log, bounded by storage.max_wal_bytes."
+    Gauge DELETED_RANGES = "roost_storage_deleted_ranges", Count;
+        "Ranges whose deleted rows may be in files, bounded by 32768."
     Histogram RECLAIM_LATENCY = "roost_storage_reclaim_latency_seconds", Seconds, in LATENCY_SECONDS;
         "One removal of deleted rows from all files."
     Counter RECLAIMED_RANGES = "roost_storage_reclaimed_ranges_total", Count;
@@ -204,6 +224,8 @@ metrics! {
     // Router.
     Counter FORWARDS = "roost_router_forwards_total", Count, by "outcome";
         "Requests sent to a shard's leader, by outcome: each retry counts."
+    Gauge RUNNING_PUMPS = "roost_router_running_pumps", Count;
+        "Pumps that carry outbox rows, bounded by the shards led here times all shards."
     Counter OUTBOX_RETRIES = "roost_router_outbox_retries_total", Count;
         "Times that outbox rows could not be carried to their destination at once, and are tried again."
     Counter DROPPED_OUTBOX_ROWS = "roost_router_dropped_outbox_rows_total", Count;
@@ -218,6 +240,8 @@ metrics! {
         "Calls of this node that wait for an answer, bounded by peer.open_calls_max for each other node."
     Gauge SERVED_CALLS = "roost_peer_served_calls", Count, by "lane";
         "Calls of other nodes that this node is answering, bounded by peer.open_calls_max for each of them."
+    Gauge WAITING_GRANTS = "roost_peer_waiting_grants", Count;
+        "Grants and detaches that wait to leave, bounded by one for each push and attachment that they answer."
     Counter FAILED_CALLS = "roost_peer_failed_calls_total", Count, by "reason";
         "Calls that got no answer, by reason: unreachable, timed_out, overloaded, too_large, failed."
     Counter LATE_REPLIES = "roost_peer_late_replies_total", Count;

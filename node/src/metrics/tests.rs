@@ -26,6 +26,8 @@ const UNITS: &[&str] = &[
     "commands",
     "attachments",
     "watches",
+    "devices",
+    "signals",
     "replicas",
     "renewals",
     "restarts",
@@ -33,7 +35,9 @@ const UNITS: &[&str] = &[
     "term",
     "elections",
     "snapshots",
+    "appends",
     "ranges",
+    "pumps",
     "retries",
     "callbacks",
     "syncs",
@@ -43,6 +47,7 @@ const UNITS: &[&str] = &[
     "links",
     "redials",
     "calls",
+    "grants",
     "replies",
     "messages",
     "flag",
@@ -102,6 +107,28 @@ fn units_are_base_units() {
         );
         assert_eq!(named.ends_with("_bytes"), *unit == Unit::Bytes, "{name}");
     }
+}
+
+/// OPERATIONS names every metric and no other, with the list's own words.
+#[test]
+fn the_documentation_has_the_list() {
+    let text = include_str!("../../../docs/OPERATIONS.md");
+    let (_, chapter) = text
+        .split_once("\n## Metrics\n")
+        .expect("it has such a chapter");
+    let rows = chapter.lines().filter(|line| line.starts_with("| `roost_"));
+    let mut rows: Vec<String> = rows.map(str::to_owned).collect();
+    let row = |(kind, metric): &(&str, Definition)| {
+        let Definition { name, help, .. } = metric;
+        let kind = kind.to_lowercase();
+        let label = metric.label.map(|label| format!("`{label}`"));
+        let label = label.unwrap_or_default();
+        format!("| `{name}` | {kind} | {label} | {help} |")
+    };
+    let mut wanted: Vec<String> = ALL.iter().map(row).collect();
+    rows.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(rows, wanted);
 }
 
 /// What is recorded is rendered, with its description and as a real histogram.

@@ -19,7 +19,7 @@ use crate::storage::keys::Key;
 use crate::storage::rocks::{Options, disk_space};
 use crate::storage::{Batch, Store, syncer::Syncer};
 
-/// Between two looks at the disk.
+/// Between two looks at the disk, and at the store.
 const DISK_TICK: Duration = Duration::from_secs(1);
 /// Looks at the logs within the age that they may reach.
 const COLLECTIONS_PER_AGE: u32 = 8;
@@ -44,6 +44,8 @@ impl Keeper {
         spawn(stop, async move { beats.heartbeats().await });
         let disk = Arc::clone(&keeper);
         spawn(stop, async move { disk.watch_disk().await });
+        let store = Arc::clone(&keeper);
+        spawn(stop, async move { store.measure_store().await });
         let logs = Arc::clone(&keeper);
         spawn(stop, async move { logs.collect_logs().await });
         spawn(stop, async move { keeper.reclaim().await });
@@ -109,6 +111,32 @@ impl Keeper {
                 .handle()
                 .set(self.syncer.waiting() as f64);
             self.replicas.measure();
+        }
+    }
+
+    /// Apart from all else and in a thread of its own, because it waits for as long as the disk hangs.
+    async fn measure_store(&self) {
+        let mut tick = tokio::time::interval(DISK_TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let store = Arc::clone(&self.store);
+            match tokio::task::spawn_blocking(move || store.fill()).await {
+                Ok(Ok(fill)) => {
+                    metrics::BLOCK_CACHE_BYTES
+                        .handle()
+                        .set(fill.block_cache_bytes as f64);
+                    metrics::WRITE_BUFFER_BYTES
+                        .handle()
+                        .set(fill.write_buffer_bytes as f64);
+                    metrics::WAL_BYTES.handle().set(fill.wal_bytes as f64);
+                    metrics::DELETED_RANGES
+                        .handle()
+                        .set(fill.deleted_ranges as f64);
+                }
+                Ok(Err(error)) => tracing::warn!(%error, "cannot ask how full the store is"),
+                Err(error) => tracing::error!(%error, "a look at the store ended early"),
+            }
         }
     }
 

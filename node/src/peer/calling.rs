@@ -7,11 +7,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use roost_proto::peer::message::Message as Kind;
 use roost_proto::peer::push::Push as PushKind;
-use roost_proto::peer::{Call, Detach, Frame, Push, Reply, Request, Response};
+use roost_proto::peer::{Call, Detach, Frame, Grant, Push, Reply, Request, Response};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::frames::{Credit, Frames, Waiting, encoded_len};
+use super::frames::{Counted, Credit, Frames, Waiting, encoded_len};
 use super::{Error, MESSAGE_BYTES_MAX, PushSink};
 use crate::config;
 use crate::metrics;
@@ -25,6 +25,8 @@ pub(super) struct Calling {
     /// Nothing once the link has closed, so that nothing can be added that nobody would end.
     open: Mutex<Option<Open>>,
     closed: CancellationToken,
+    /// Grants and detaches of all links of the node that wait to leave.
+    waiting_grants: ::metrics::Gauge,
 }
 
 /// What waits for the other side. Ordered maps, so that a closing link ends them in the same order every time.
@@ -52,6 +54,7 @@ impl Calling {
             outgoing,
             open: Mutex::new(Some(Open::default())),
             closed,
+            waiting_grants: metrics::WAITING_GRANTS.handle(),
         };
         (Arc::new(calling), frames)
     }
@@ -102,7 +105,17 @@ impl Calling {
     /// Ends an attachment here and tells the other side.
     pub(super) fn detach(&self, number: u64) {
         self.forget_attachment(number);
-        self.send(Kind::Detach(Detach { attachment: number }), Credit::Covered);
+        self.send_counted(Kind::Detach(Detach { attachment: number }));
+    }
+
+    /// Lets more pushes come.
+    pub(super) fn grant(&self, grant: Grant) {
+        self.send_counted(Kind::Grant(grant));
+    }
+
+    fn send_counted(&self, message: Kind) {
+        let counted = Counted::new(&self.waiting_grants);
+        self.send(message, Credit::Counted(counted));
     }
 
     pub(super) fn send(&self, message: Kind, credit: Credit) {

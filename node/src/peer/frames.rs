@@ -36,6 +36,25 @@ pub(super) enum Credit {
     Reply(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit),
     /// Bounded by what it answers.
     Covered,
+    /// As [`Credit::Covered`], for what nothing else counts.
+    Counted(#[allow(dead_code, reason = "held for its drop")] Counted),
+}
+
+/// Counts one in a gauge as long as it lives.
+#[derive(Debug)]
+pub(super) struct Counted(::metrics::Gauge);
+
+impl Counted {
+    pub(super) fn new(gauge: &::metrics::Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
 }
 
 impl Waiting {

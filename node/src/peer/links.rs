@@ -15,7 +15,6 @@ use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
-use roost_proto::peer::message::Message as Kind;
 use roost_proto::peer::request::Request as Asked;
 use roost_proto::peer::response::Response as Answer;
 use roost_proto::peer::{
@@ -26,7 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::calling::Calling;
-use super::frames::{Credit, Frames};
+use super::frames::{Counted, Frames};
 use super::serving::Serving;
 use super::{Attachment, Error, Lane, LinkId, Peers, PushSink, Service};
 use crate::config;
@@ -224,7 +223,7 @@ impl Peers for Links {
 
     fn grant(&self, node: NodeId, grant: Grant) {
         if let Some(calling) = self.open(node, Lane::Traffic) {
-            calling.send(Kind::Grant(grant), Credit::Covered);
+            calling.grant(grant);
         }
     }
 
@@ -380,22 +379,6 @@ impl Backoff {
             .random_range(self.next_ms.div_ceil(2)..=self.next_ms);
         self.next_ms = (self.next_ms * 2).min(self.max_ms);
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-    }
-}
-
-/// Counts one in a gauge as long as it lives.
-struct Counted(::metrics::Gauge);
-
-impl Counted {
-    fn new(gauge: &::metrics::Gauge) -> Self {
-        gauge.increment(1.0);
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
     }
 }
 

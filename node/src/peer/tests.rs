@@ -640,11 +640,20 @@ async fn frames_are_bounded_in_messages_and_bytes_and_skip_the_abandoned() {
         ..bounds()
     };
     let closed = CancellationToken::new();
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _guard = ::metrics::set_default_local_recorder(&recorder);
     let (calling, mut frames) = Calling::new(node(2), &few, closed.clone());
+    let waiting_grants = || {
+        let text = recorder.handle().render();
+        let mut lines = text.lines();
+        let fill = lines.find_map(|line| line.strip_prefix("roost_peer_waiting_grants "));
+        fill.map(str::to_owned)
+    };
     let detach = |attachment| Kind::Detach(Detach { attachment });
     for number in 0..6 {
-        calling.send(detach(number), Credit::Covered);
+        calling.detach(number);
     }
+    assert_eq!(waiting_grants().as_deref(), Some("6"));
     let large = Kind::Push(Push {
         push: Some(PushKind::Ended(Ended {
             leader: "x".repeat(5000),
@@ -668,6 +677,7 @@ async fn frames_are_bounded_in_messages_and_bytes_and_skip_the_abandoned() {
         [4, 2, 1, 1],
         "four, the rest taken with the large one, the large one alone, the last"
     );
+    assert_eq!(waiting_grants().as_deref(), Some("0"));
     assert_eq!(
         credits.available_permits(),
         1,

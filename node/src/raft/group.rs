@@ -319,6 +319,12 @@ impl Group {
         Some(known.saturating_sub(state.last_applied.unwrap_or_default()))
     }
 
+    /// Appends that came and are not answered yet.
+    #[must_use]
+    pub fn waiting_appends(&self) -> usize {
+        self.inbox.waiting_appends()
+    }
+
     /// The snapshot that this replica is receiving, if one is on its way.
     #[must_use]
     pub fn receiving(&self) -> Option<Receiving> {

@@ -77,6 +77,10 @@ impl Inbox {
         }
     }
 
+    pub(super) fn waiting_appends(&self) -> usize {
+        APPENDS_WAITING_MAX - self.appends.available_permits()
+    }
+
     pub(super) fn known_committed(&self) -> u64 {
         self.known_committed.load(Ordering::Relaxed)
     }

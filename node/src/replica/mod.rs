@@ -40,7 +40,7 @@ pub use replicas::{Context, Replicas};
 use crate::metrics;
 use crate::raft::{Group, Role, View};
 use crate::sabotage::{self, Break};
-use crate::shard::{Effects, read::Reader};
+use crate::shard::{Effects, UserFill, read::Reader};
 use crate::types::{NodeId, ReplicaId, ShardId, UserId};
 use crate::versions;
 use barrier::Barrier;
@@ -369,6 +369,16 @@ fn count(effects: &Effects) {
     for fill in &effects.senders {
         metrics::SENDER_IDS.handle().record(fill.ids as f64);
         metrics::SENDER_CHAINS.handle().record(fill.chains as f64);
+    }
+    for fill in &effects.users {
+        match *fill {
+            UserFill::ReadMarks(marks) => metrics::READ_MARKS.handle().record(marks as f64),
+            UserFill::ReadsAhead(marks) => metrics::READS_AHEAD.handle().record(marks as f64),
+            UserFill::DeliveredAhead(ranges) => {
+                metrics::DELIVERED_AHEAD.handle().record(ranges as f64);
+            }
+            UserFill::Devices(devices) => metrics::DEVICES.handle().record(devices as f64),
+        }
     }
     for (_, receipt) in &effects.receipts {
         metrics::RECEIPTS

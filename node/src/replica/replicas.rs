@@ -332,6 +332,8 @@ impl Replicas {
             metrics::RAFT_TERM.of(shard).set(state.term as f64);
             // Unknown until the leader speaks; the node is not ready until then.
             metrics::RAFT_LAG.of(shard).set(lag.unwrap_or(0) as f64);
+            let appends = replica.group().waiting_appends();
+            metrics::WAITING_APPENDS.of(shard).set(appends as f64);
             let log_bytes = replica.group().log_bytes();
             metrics::LOG_BYTES.of(shard).set(log_bytes as f64);
             let view = replica.view();

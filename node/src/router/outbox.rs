@@ -80,7 +80,9 @@ impl Pumps {
     fn begin(&self, pair: Pair) -> bool {
         let (running, again) = &mut *self.0.lock();
         let first = running.insert(pair);
-        if !first {
+        if first {
+            count(running);
+        } else {
             again.insert(pair);
         }
         first
@@ -92,9 +94,14 @@ impl Pumps {
         let ends = !again.remove(&pair);
         if ends {
             running.remove(&pair);
+            count(running);
         }
         ends
     }
+}
+
+fn count(running: &BTreeSet<Pair>) {
+    metrics::RUNNING_PUMPS.handle().set(running.len() as f64);
 }
 
 /// Carries rows until none is left, or this node no longer leads the source: the next leader scans them.

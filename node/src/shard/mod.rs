@@ -60,6 +60,8 @@ pub struct Effects {
     pub forgotten_receipts: u64,
     /// What is remembered about the sender devices that sent something.
     pub senders: Vec<SenderFill>,
+    /// How full what is bounded for each user is, where it may have grown.
+    pub users: Vec<UserFill>,
     /// Users with entries left to delete.
     pub trims: Vec<UserId>,
     /// The cluster as it is now, if it changed; meta shard only.
@@ -73,6 +75,19 @@ pub struct SenderFill {
     pub ids: u64,
     /// Chains with the recipient of this command.
     pub chains: usize,
+}
+
+/// How full something is that is bounded for each user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserFill {
+    /// Conversations with a read mark, of [`READ_MARKS_MAX`].
+    ReadMarks(u64),
+    /// Read marks that wait for earlier entries, of [`READS_AHEAD_MAX`].
+    ReadsAhead(usize),
+    /// Ranges acknowledged ahead of the delivered mark, of [`DELIVERED_AHEAD_MAX`].
+    DeliveredAhead(usize),
+    /// Devices, of `devices_max`.
+    Devices(usize),
 }
 
 /// A replicated state machine: a user shard's, or the meta shard's.

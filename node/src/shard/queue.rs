@@ -9,7 +9,7 @@ use roost_proto::v1::{Code, Cursor, Envelope};
 
 use super::refusal::refused;
 use super::step::Step;
-use super::{delivered, expiry};
+use super::{UserFill, delivered, expiry};
 use crate::sabotage::{self, Break};
 use crate::storage::keys::{self, Key};
 use crate::storage::{Column, Error};
@@ -101,6 +101,9 @@ pub(super) fn ack(step: &mut Step<'_, '_>, ack: &Ack) -> Result<Outcome, Error> 
             ));
         }
         settle(step, &ack.user, &mut user)?;
+        if !user.delivered_ahead.is_empty() {
+            step.note_user(UserFill::DeliveredAhead(user.delivered_ahead.len()));
+        }
     }
     let cursor = Cursor {
         incarnation: user.incarnation,

@@ -15,6 +15,7 @@ use roost_proto::storage::{
 };
 use roost_proto::v1::{Code, Receipt, Status};
 
+use super::UserFill;
 use super::outbox::{self, is_watermark};
 use super::queue;
 use super::refusal::{done, refused};
@@ -90,7 +91,13 @@ pub(super) fn read(step: &mut Step<'_, '_>, read: &Read) -> Result<Outcome, Erro
     }
     let up_to_seq = told_seq.max(before_seq);
     step.txn.put_row(&key, &ReadMarkRow { up_to_seq });
-    user.read_marks += u64::from(mark.is_none());
+    if mark.is_none() {
+        user.read_marks += 1;
+        step.note_user(UserFill::ReadMarks(user.read_marks));
+    }
+    if waits {
+        step.note_user(UserFill::ReadsAhead(user.reads_ahead.len()));
+    }
     step.txn.put_user(&read.user, user);
     Ok(done(false))
 }

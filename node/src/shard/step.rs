@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use roost_proto::storage::{Applied as AppliedRow, Batch, Limits};
 use roost_proto::v1::Receipt;
 
-use super::{Effects, SenderFill, Txn, UserShard};
+use super::{Effects, SenderFill, Txn, UserFill, UserShard};
 use crate::storage::Error;
 use crate::storage::keys::{Home, Key};
 use crate::types::{DeviceId, ShardId, UserId};
@@ -30,6 +30,7 @@ pub(super) struct Step<'t, 's> {
     removed: Vec<(UserId, DeviceId)>,
     pub(super) forgotten_receipts: u64,
     senders: Vec<SenderFill>,
+    users: Vec<UserFill>,
 }
 
 impl<'t, 's> Step<'t, 's> {
@@ -56,6 +57,7 @@ impl<'t, 's> Step<'t, 's> {
             removed: Vec::new(),
             forgotten_receipts: 0,
             senders: Vec::new(),
+            users: Vec::new(),
         })
     }
 
@@ -69,6 +71,7 @@ impl<'t, 's> Step<'t, 's> {
             removed: self.removed,
             forgotten_receipts: self.forgotten_receipts,
             senders: self.senders,
+            users: self.users,
             trims: parsed(self.trims),
             cluster: None,
         }
@@ -118,6 +121,10 @@ impl<'t, 's> Step<'t, 's> {
 
     pub(super) fn note_sender(&mut self, fill: SenderFill) {
         self.senders.push(fill);
+    }
+
+    pub(super) fn note_user(&mut self, fill: UserFill) {
+        self.users.push(fill);
     }
 
     pub(super) fn device_removed(&mut self, user: &str, device: u32) {

@@ -8,7 +8,7 @@ mod properties;
 use roost_proto::storage::{OutboxTrim, Send, SendItem, SweepIds, Trim, command::Command};
 use roost_proto::v1::{Code, Range, Status};
 
-use super::{READS_AHEAD_MAX, receipt_bytes};
+use super::{READS_AHEAD_MAX, UserFill, receipt_bytes};
 use harness::*;
 
 /// (to, status, up_to_seq, expired) of a row of the outbox.
@@ -626,11 +626,18 @@ fn read_marks_that_wait_have_a_bound() {
     let mut shard = Shard::new();
     fill(&mut shard, 1..=1);
     shard.add("bob", "laptop");
+    assert_eq!(shard.effects.users, [UserFill::Devices(2)]);
     fill(&mut shard, 2..=2);
     assert_eq!(shard.ack("bob", 2, 2), Ok((2, false)));
+    assert_eq!(shard.effects.users, [UserFill::DeliveredAhead(1)]);
     for sender in 0..READS_AHEAD_MAX {
         let from = format!("sender{sender}");
         assert_eq!(shard.done(read("bob", 2, &from, 2)), Ok(false));
+        let fills = [
+            UserFill::ReadMarks(sender as u64 + 1),
+            UserFill::ReadsAhead(sender + 1),
+        ];
+        assert_eq!(shard.effects.users, fills);
     }
     let before = shard.rows();
     assert_eq!(

@@ -11,7 +11,7 @@ use roost_proto::v1::Code;
 
 use super::refusal::{done, refused};
 use super::step::Step;
-use super::{delivered, expiry, queue, receipts};
+use super::{UserFill, delivered, expiry, queue, receipts};
 use crate::storage::Error;
 use crate::storage::keys::Key;
 
@@ -52,6 +52,7 @@ pub(super) fn add_device(step: &mut Step<'_, '_>, add: &AddDevice) -> Result<Out
     let device = user.next_device;
     let new = new_device(&user, add);
     user.devices.push(new);
+    step.note_user(UserFill::Devices(user.devices.len()));
     user.next_device += 1;
     if created {
         step.sums.accounts += 1;

@@ -127,10 +127,23 @@ pub trait Read: Send + Sync {
 pub struct Reclaimed {
     /// Ranges whose deleted rows are in no file any more.
     pub ranges: usize,
-    /// Ranges that wait, because a frozen view is older than their deletion.
+    /// Ranges that wait, because a frozen view is older than their deletion or reads the files that they are in.
     pub waiting: usize,
     /// Bytes of the table files that were written for it and stayed.
     pub rewritten_bytes: u64,
+}
+
+/// How full the bounds of a store are; all 0 where it has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Bytes of blocks of table files that are kept in memory.
+    pub block_cache_bytes: u64,
+    /// Bytes of memory for writes that are in no table file yet, over all columns.
+    pub write_buffer_bytes: u64,
+    /// Bytes of all files of the write-ahead log.
+    pub wal_bytes: u64,
+    /// Ranges whose deleted rows may be in files.
+    pub deleted_ranges: usize,
 }
 
 /// The store of one node.
@@ -157,4 +170,10 @@ pub trait Store: Read + 'static {
     /// # Errors
     /// [`Error::Io`].
     fn reclaim(&self) -> Result<Reclaimed, Error>;
+
+    /// How full its bounds are, for metrics. Looks at files and so may block as long as the disk hangs.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn fill(&self) -> Result<Fill, Error>;
 }

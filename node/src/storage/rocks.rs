@@ -17,6 +17,7 @@
 pub mod damage;
 mod deleted;
 mod device;
+mod fill;
 mod frames;
 mod frozen;
 mod options;
@@ -42,7 +43,7 @@ use self::frozen::{Frozen, Views};
 pub use self::options::Options;
 use self::sync_mark::SyncMark;
 use super::keys::{self, Key};
-use super::{Batch, Column, Error, Op, Read, Reclaimed, Rows, Store, value};
+use super::{Batch, Column, Error, Fill, Op, Read, Reclaimed, Rows, Store, value};
 
 /// Why a data directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -148,20 +149,6 @@ impl RocksStore {
         Ok(store)
     }
 
-    /// A number that RocksDB reports about itself, for metrics; `None` if it knows no such property.
-    #[must_use]
-    pub fn property(&self, name: &str) -> Option<u64> {
-        self.engine.db.property_int_value(name).ok().flatten()
-    }
-
-    /// A number that RocksDB reports about one column, for metrics.
-    #[must_use]
-    pub fn column_property(&self, column: Column, name: &str) -> Option<u64> {
-        let family = self.engine.family(column);
-        let value = self.engine.db.property_int_value_cf(family, name);
-        value.ok().flatten()
-    }
-
     /// Remembers on disk, as far as it goes, that the device lost a write, or that the store is damaged.
     fn failed(&self, action: &'static str, error: rocksdb::Error) -> Error {
         let damaged = error.kind() == ErrorKind::Corruption;
@@ -258,6 +245,10 @@ impl Store for RocksStore {
 
     fn reclaim(&self) -> Result<Reclaimed, Error> {
         reclaim::reclaim(&self.engine, &self.dir.join("db"))
+    }
+
+    fn fill(&self) -> Result<Fill, Error> {
+        fill::fill(&self.engine, &self.dir.join("db"))
     }
 }
 

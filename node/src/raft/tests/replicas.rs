@@ -1,7 +1,12 @@
 //! Elections, proposals, crashes, snapshots, hand-over and renewal among three replicas.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
+use roost_proto::peer::{raft_request, request};
 
 use super::super::{Failed, ProposeError, ReadError, Role, Timing};
 use super::cluster::{Cluster, batch, batch_of, node};
@@ -42,6 +47,32 @@ async fn a_follower_says_who_leads() {
         group.confirm_read().await,
         Err(ReadError::NotLeader { hint })
     );
+}
+
+/// An append counts as waiting until it is answered, or its sender has given up.
+#[tokio::test(start_paused = true)]
+async fn appends_that_wait_are_counted() {
+    let cluster = Cluster::start(13).await;
+    let answered = Arc::new(Mutex::new(None));
+    let seen = answered.clone();
+    cluster.at_answer(Arc::new(move |number, _, request| {
+        if let Some(request::Request::Raft(raft)) = &request.request
+            && matches!(raft.body, Some(raft_request::Body::Append(_)))
+        {
+            *seen.lock() = Some((number, raft.clone()));
+        }
+    }));
+    cluster.accept(1).await;
+    let (number, append) = answered.lock().take().expect("appended");
+    let group = cluster.group(number);
+    // Of the cluster's own, which does not run meanwhile.
+    let others = group.waiting_appends();
+    {
+        let mut again = pin!(group.handle(append));
+        assert!(futures::poll!(again.as_mut()).is_pending());
+        assert_eq!(group.waiting_appends(), others + 1);
+    }
+    assert_eq!(group.waiting_appends(), others);
 }
 
 /// A leader that is cut off confirms no read and commits nothing; the others go on.

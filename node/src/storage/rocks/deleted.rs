@@ -109,6 +109,11 @@ impl Deleted {
         Some(writes)
     }
 
+    /// How many notes there are, without those that are being reclaimed.
+    pub(super) fn notes(&self) -> usize {
+        self.notes.lock().made.len()
+    }
+
     /// While this is held no deletion is between its note and its write.
     pub(super) fn pause(&self) -> RwLockWriteGuard<'_, ()> {
         self.writes.write()

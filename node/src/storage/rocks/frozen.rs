@@ -67,6 +67,11 @@ impl Views {
         oldest.unwrap_or(numbers.next)
     }
 
+    /// Whether there is any.
+    pub(super) fn are_read(&self) -> bool {
+        !self.0.lock().live.is_empty()
+    }
+
     fn add(&self) -> u64 {
         let mut numbers = self.0.lock();
         let number = numbers.next;

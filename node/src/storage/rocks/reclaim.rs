@@ -22,6 +22,8 @@ const FLUSHES_MAX: u32 = 3;
 /// How long old files may take to go after their rows have moved; RocksDB deletes them behind our back.
 const CHECKS_MAX: u32 = 500;
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// The same while a frozen view is being read: whoever reads a file keeps it until he is done with it.
+const READ_CHECKS_MAX: u32 = 25;
 
 pub(super) fn reclaim(engine: &Engine, db_dir: &Path) -> Result<Reclaimed, Error> {
     let (taken, waiting) = engine.deleted.take(engine.views.oldest());
@@ -32,7 +34,21 @@ pub(super) fn reclaim(engine: &Engine, db_dir: &Path) -> Result<Reclaimed, Error
         });
     }
     match remove(engine, db_dir, &taken) {
-        Ok(rewritten_bytes) => {
+        Ok(Removed {
+            rewritten_bytes,
+            still_read: true,
+        }) => {
+            let waiting = waiting + taken.len();
+            engine.deleted.put_back(taken);
+            Ok(Reclaimed {
+                ranges: 0,
+                waiting,
+                rewritten_bytes,
+            })
+        }
+        Ok(Removed {
+            rewritten_bytes, ..
+        }) => {
             engine
                 .deleted
                 .settle(&taken, |batch| engine.write(&batch))
@@ -50,8 +66,14 @@ pub(super) fn reclaim(engine: &Engine, db_dir: &Path) -> Result<Reclaimed, Error
     }
 }
 
-/// Gives the bytes of table files that were written.
-fn remove(engine: &Engine, db_dir: &Path, taken: &[Taken]) -> Result<u64, Error> {
+struct Removed {
+    /// Bytes of the table files that were written.
+    rewritten_bytes: u64,
+    /// Files with deleted rows are there for as long as a frozen view reads them.
+    still_read: bool,
+}
+
+fn remove(engine: &Engine, db_dir: &Path, taken: &[Taken]) -> Result<Removed, Error> {
     let mut old = end_wal(engine, db_dir)?;
     let failed_before = failures(engine)?;
     let before = table_files(engine)?;
@@ -68,9 +90,12 @@ fn remove(engine: &Engine, db_dir: &Path, taken: &[Taken]) -> Result<u64, Error>
     let after = table_files(engine)?;
     let gone = before.keys().filter(|name| !after.contains_key(*name));
     old.extend(gone.map(|name| db_dir.join(name.trim_start_matches('/'))));
-    wait_until_gone(old)?;
+    let gone = wait_until_gone(engine, old)?;
     let new = after.iter().filter(|(name, _)| !before.contains_key(*name));
-    Ok(new.map(|(_, bytes)| bytes).sum())
+    Ok(Removed {
+        rewritten_bytes: new.map(|(_, bytes)| bytes).sum(),
+        still_read: !gone,
+    })
 }
 
 /// Moves all rows from the WAL to table files, and gives the WAL files that are about to go.
@@ -146,14 +171,14 @@ fn table_files(engine: &Engine) -> Result<BTreeMap<String, u64>, Error> {
 }
 
 /// The WAL files with something in them. An empty one may be the current one, and stay.
-fn wal_files(db_dir: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn wal_files(db_dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let list = || -> std::io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(db_dir)? {
             let path = entry?.path();
+            let is_wal = path.extension().is_some_and(|ext| ext == "log");
             // It may be deleted between listing and looking.
-            let bytes = path.metadata().map_or(0, |metadata| metadata.len());
-            if path.extension().is_some_and(|ext| ext == "log") && bytes > 0 {
+            if is_wal && path.metadata().is_ok_and(|metadata| metadata.len() > 0) {
                 files.push(path);
             }
         }
@@ -165,11 +190,15 @@ fn wal_files(db_dir: &Path) -> Result<Vec<PathBuf>, Error> {
     })
 }
 
-fn wait_until_gone(mut files: Vec<PathBuf>) -> Result<(), Error> {
-    for _ in 0..CHECKS_MAX {
+/// Whether they went; those that a frozen view reads do not.
+fn wait_until_gone(engine: &Engine, mut files: Vec<PathBuf>) -> Result<bool, Error> {
+    for checks in 0..CHECKS_MAX {
         files.retain(|file| file.exists());
         if files.is_empty() {
-            return Ok(());
+            return Ok(true);
+        }
+        if checks >= READ_CHECKS_MAX && engine.views.are_read() {
+            return Ok(false);
         }
         thread::sleep(CHECK_INTERVAL);
     }

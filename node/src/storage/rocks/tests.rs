@@ -577,6 +577,52 @@ fn entries_that_live_shortly_rewrite_nothing() {
     assert!(gone.is_empty(), "{gone:?} were rewritten");
 }
 
+/// Goal: each fill is that of its own bound. Method: 4 MB of bodies go from memory and log into table files, are read, and
+/// some are deleted; each step must show where the bytes are.
+#[test]
+fn fills_show_where_the_bytes_are() {
+    const BYTES: u64 = 4_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let before = store.fill().unwrap();
+    Bodies::of(400, 10_000).put(&store, Column::State, entry);
+    store.sync().unwrap();
+    let written = store.fill().unwrap();
+    // RocksDB takes memory in pieces of 1 MiB, of which one may have been there.
+    assert!(
+        written.write_buffer_bytes > before.write_buffer_bytes + BYTES / 2,
+        "{before:?}, {written:?}"
+    );
+    assert!(
+        written.wal_bytes > before.wal_bytes + BYTES,
+        "{before:?}, {written:?}"
+    );
+    let wals = wals(dir.path()).into_iter();
+    let on_disk: u64 = wals.map(|file| file.metadata().unwrap().len()).sum();
+    assert_eq!(written.wal_bytes, on_disk);
+
+    settle(&store);
+    let flushed = store.fill().unwrap();
+    assert!(flushed.write_buffer_bytes < BYTES / 2, "{flushed:?}");
+    assert_eq!(
+        store.scan(Column::State, keys::home_range(HOME)).count(),
+        400
+    );
+    let read = store.fill().unwrap();
+    assert!(
+        read.block_cache_bytes > flushed.block_cache_bytes + BYTES / 2,
+        "{flushed:?}, {read:?}"
+    );
+
+    // The entries of four users.
+    delete(&store, 0..32);
+    assert_eq!(store.fill().unwrap().deleted_ranges, 4);
+    store.reclaim().unwrap();
+    let reclaimed = store.fill().unwrap();
+    assert_eq!(reclaimed.deleted_ranges, 0);
+    assert!(reclaimed.wal_bytes < BYTES / 2, "{reclaimed:?}");
+}
+
 /// Goal: a restart forgets no deletion. Method: a crash between deletion and reclaiming; the copy reclaims.
 #[test]
 fn what_was_deleted_before_a_crash_is_reclaimed_after_it() {
@@ -601,6 +647,27 @@ fn what_was_deleted_before_a_crash_is_reclaimed_after_it() {
         open(after.path()).unwrap().reclaim().unwrap(),
         Reclaimed::default()
     );
+}
+
+/// Goal: files that a frozen view is reading are no failure, and are not forgotten. Method: a view from behind the deletion
+/// that is in the middle of its rows, so that RocksDB keeps the files.
+#[test]
+fn files_that_a_view_reads_are_reclaimed_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let bodies = Bodies::of(16, 500);
+    bodies.put(&store, Column::State, entry);
+    settle(&store);
+    delete(&store, 0..8);
+    let view = store.freeze();
+    let mut rows = view.scan(Column::State, keys::home_range(HOME));
+    assert!(rows.next().unwrap().is_ok());
+    let reclaimed = store.reclaim().unwrap();
+    assert_eq!((reclaimed.ranges, reclaimed.waiting), (0, 1));
+    drop(rows);
+    drop(view);
+    assert_eq!(store.reclaim().unwrap().ranges, 1);
+    assert_eq!(bodies.found(dir.path()), 8);
 }
 
 /// Goal: what a frozen view needs waits for it, and is not forgotten. Method: a view from before the deletion, and one

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use roost::storage::keys::Key;
 use roost::storage::memory::MemoryStore;
-use roost::storage::{Batch, Column, Error, Op, Read, Reclaimed, Rows, Store};
+use roost::storage::{Batch, Column, Error, Fill, Op, Read, Reclaimed, Rows, Store};
 
 /// See the module. Every life of a node gets its own, over what the last one left.
 pub(super) struct Watched {
@@ -61,5 +61,9 @@ impl Store for Watched {
 
     fn reclaim(&self) -> Result<Reclaimed, Error> {
         self.disk.reclaim()
+    }
+
+    fn fill(&self) -> Result<Fill, Error> {
+        self.disk.fill()
     }
 }
