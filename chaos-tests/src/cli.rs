@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use roost_local::Cluster;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -20,6 +21,8 @@ const CALL_LIMIT: Duration = Duration::from_secs(60);
 pub const OK: i32 = 0;
 /// Exit code: refused for good.
 pub const REFUSED: i32 = 1;
+/// Exit code: internal error.
+pub const INTERNAL: i32 = 2;
 /// Exit code: the time ran out.
 pub const TIMED_OUT: i32 = 4;
 /// Exit code: wrong use of the command.
@@ -180,6 +183,15 @@ fn needs_credentials(words: &[&str]) -> bool {
     )
 }
 
+/// Ctrl-C to a process that was started here.
+///
+/// # Errors
+/// When it has ended.
+pub fn interrupt(child: &Child) -> Result<()> {
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    Ok(kill_process(pid.context("it has ended")?, Signal::INT)?)
+}
+
 async fn finish(mut child: Child, words: String, limit: Duration) -> Result<Output> {
     let what = format!("roost {words}");
     let mut stdout = child.stdout.take().context("standard output is a pipe")?;
@@ -268,6 +280,34 @@ impl Running {
         let line = within(limit, &what, self.lines.next_line()).await??;
         let line = line.with_context(|| format!("{what}: it has ended"))?;
         serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))
+    }
+
+    /// Reads standard output up to this line.
+    ///
+    /// # Errors
+    /// When it does not come in time or at all, with what came instead.
+    pub async fn shows(&mut self, wanted: &str, limit: Duration) -> Result<()> {
+        let what = format!("{wanted:?} from roost {}", self.words);
+        let mut before = Vec::new();
+        let read = async {
+            while let Some(line) = self.lines.next_line().await? {
+                if line == wanted {
+                    return Ok::<(), anyhow::Error>(());
+                }
+                before.push(line);
+            }
+            bail!("{what}: it has ended")
+        };
+        let shown = within(limit, &what, read).await.flatten();
+        shown.with_context(|| format!("what came: {before:?}"))
+    }
+
+    /// Ctrl-C.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn interrupt(&self) -> Result<()> {
+        interrupt(&self.child)
     }
 
     /// Whether it has ended.

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::{ANN, BOB, LIMIT};
 
-async fn stage() -> Result<(Lab, Cli)> {
+pub(crate) async fn stage() -> Result<(Lab, Cli)> {
     let lab = Lab::start(Setup::nodes(1)).await?;
     let cli = Cli::new(&lab.cluster, lab.directory())?;
     for user in [ANN, BOB] {
@@ -24,7 +24,7 @@ async fn stage() -> Result<(Lab, Cli)> {
     Ok((lab, cli))
 }
 
-fn column<'a>(lines: &'a [Value], name: &str) -> Vec<&'a Value> {
+pub(crate) fn column<'a>(lines: &'a [Value], name: &str) -> Vec<&'a Value> {
     lines.iter().map(|line| &line[name]).collect()
 }
 
@@ -81,22 +81,6 @@ async fn messages_wait_for_an_offline_recipient() -> Result<()> {
     ];
     let nothing = cli.run(&words).await?.expect(cli::TIMED_OUT)?;
     ensure!(nothing.stdout.is_empty(), "{nothing:?}");
-    lab.pass().await
-}
-
-/// Goal: `--no-ack` takes nothing away. Method: listen twice, and count what the queue holds.
-#[tokio::test]
-async fn listening_without_ack_leaves_everything() -> Result<()> {
-    let (lab, cli) = stage().await?;
-    cli.run(&["send", "--as", ANN, "--to", BOB, "hello"])
-        .await?
-        .expect(cli::OK)?;
-    for _ in 0..2 {
-        let words = ["listen", "--as", BOB, "--count", "1", "--no-ack", "--json"];
-        let came = cli.run(&words).await?.expect(cli::OK)?.json()?;
-        ensure!(column(&came, "body") == ["hello"], "{came:?}");
-    }
-    ensure!(lab.queued_entries(BOB).await? == 1, "the entry is gone");
     lab.pass().await
 }
 
@@ -226,7 +210,7 @@ async fn exit_codes() -> Result<()> {
     lab.pass().await
 }
 
-fn one_clear_line(output: &cli::Output) -> Result<()> {
+pub(crate) fn one_clear_line(output: &cli::Output) -> Result<()> {
     ensure!(
         output.stderr.trim().lines().count() == 1,
         "not one line: {}",

@@ -19,6 +19,7 @@ mod health;
 mod kills;
 mod repeats;
 mod rolling;
+mod terminal;
 mod text;
 mod workload;
 

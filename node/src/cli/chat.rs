@@ -1,12 +1,14 @@
 //! `roost chat`: lines go to one person, everything that comes is shown, ticks tell how far the own lines have come.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use roost_client::{
     Answer, AttachOptions, Client, Error, Event, Incoming, Kind, SendHandle, SendOptions, Status,
 };
+use tokio::time::timeout;
 
 use super::exit::{Exit, Failure};
 use super::format::printable;
@@ -15,13 +17,16 @@ use super::server::{ServerArgs, Who, parse_user};
 use super::signals::Stop;
 use crate::types::UserId;
 
-/// Own lines whose ticks are still shown; older ones go their way unseen.
+/// Own lines that are followed beyond their first tick; more than these go the rest of their way unseen.
 const TICKING_MAX: usize = 256;
+/// How long the last answers and read marks may take.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Type a line and press Enter; /quit, the end of input or Ctrl-C leave. Ticks: ✓ accepted, ✓✓ delivered, ✓✓ read.
-What is shown, from whomever, is acknowledged and marked as read.")]
+What is shown, from whomever, is acknowledged and marked as read. Leaving waits some seconds for that, and for lines
+without a tick: one that stays without is exit code 4 or 69.")]
 pub(super) struct Args {
     /// Who talks; the device may be left out if there is only one.
     #[arg(long = "as", value_name = "PHONE[/DEVICE]")]
@@ -31,11 +36,8 @@ pub(super) struct Args {
     peer: UserId,
 }
 
-/// Where an own line is on its way.
-enum Tick {
-    Sent(usize, Result<Answer, Error>),
-    Moved(usize, Result<Answer, Error>),
-}
+/// The number of an own line, and how far it has come.
+type Tick = (usize, Result<Answer, Error>);
 
 pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure> {
     let mut stop = Stop::listen()?;
@@ -43,7 +45,8 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
     let client = Client::connect(options.attach(AttachOptions::default()).watch())?;
     let (mut entries, mut events) = (client.entries(), client.events());
     let mut lines = input::lines();
-    let (mut ticks, mut reads) = (FuturesUnordered::new(), FuturesUnordered::new());
+    let (mut answers, mut ticks) = (FuturesUnordered::new(), FuturesUnordered::new());
+    let mut reads = FuturesUnordered::new();
     let mut number = 0;
     show(&format!("Talking to {}. /quit leaves.", args.peer))?;
     loop {
@@ -63,9 +66,7 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
                         () = stop.wait() => break,
                     };
                     show(&format!("  #{number}"))?;
-                    if ticks.len() < TICKING_MAX {
-                        ticks.push(tick(&client, number, Step::Accepted(handle)));
-                    }
+                    answers.push(answer(number, handle));
                 }
                 Some(Ok(Line::TooLong)) => show("  that line is too long")?,
                 Some(Err(error)) => return Err(Failure::internal(format!("cannot read standard input: {error}"))),
@@ -78,10 +79,18 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
                     reads.push(client.mark_read(delivery.envelope.from.clone(), delivery.cursor()));
                 }
             }
+            Some(tick) = answers.next(), if !answers.is_empty() => {
+                if let Some(next) = show_tick(tick)?
+                    && ticks.len() < TICKING_MAX
+                {
+                    let (number, answer, status) = next;
+                    ticks.push(self::tick(&client, number, answer, status));
+                }
+            }
             Some(tick) = ticks.next(), if !ticks.is_empty() => {
                 if let Some(next) = show_tick(tick)? {
                     let (number, answer, status) = next;
-                    ticks.push(self::tick(&client, number, Step::Beyond(answer, status)));
+                    ticks.push(self::tick(&client, number, answer, status));
                 }
             }
             // A read mark that was refused is the peer's loss of a tick, not ours.
@@ -95,28 +104,49 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
         }
     }
     drop(ticks);
+    let flushed = timeout(FLUSH_TIMEOUT, flush(&client, &mut answers, &mut reads)).await;
+    let (unanswered, trouble) = (answers.len(), client.trouble());
     drop(reads);
     client.close().await;
-    Ok(Exit::Done)
-}
-
-enum Step {
-    Accepted(SendHandle),
-    Beyond(Answer, Status),
-}
-
-async fn tick(client: &Client, number: usize, step: Step) -> Tick {
-    match step {
-        Step::Accepted(handle) => Tick::Sent(number, handle.await),
-        Step::Beyond(answer, status) => {
-            Tick::Moved(number, client.wait_status(&answer, status).await)
+    match flushed {
+        Ok(flushed) => flushed.map(|()| Exit::Done),
+        Err(_) if unanswered > 0 => {
+            let what = format!("{unanswered} of {number} lines unanswered, perhaps not sent");
+            Err(Failure::timed_out(&what, trouble.as_ref()))
         }
+        Err(_) => Ok(Exit::Done),
     }
 }
 
+/// Shows the first ticks that are still to come, and waits until what was shown is marked as read.
+async fn flush(
+    client: &Client,
+    answers: &mut FuturesUnordered<impl Future<Output = Tick>>,
+    reads: &mut FuturesUnordered<impl Future>,
+) -> Result<(), Failure> {
+    while !(answers.is_empty() && reads.is_empty()) {
+        tokio::select! {
+            biased;
+            error = client.ended() => return Err(error.into()),
+            Some(tick) = answers.next(), if !answers.is_empty() => {
+                show_tick(tick)?;
+            }
+            Some(_) = reads.next(), if !reads.is_empty() => {}
+        }
+    }
+    Ok(())
+}
+
+async fn answer(number: usize, handle: SendHandle) -> Tick {
+    (number, handle.await)
+}
+
+async fn tick(client: &Client, number: usize, answer: Answer, status: Status) -> Tick {
+    (number, client.wait_status(&answer, status).await)
+}
+
 /// Shows it, and returns what to wait for next.
-fn show_tick(tick: Tick) -> std::io::Result<Option<(usize, Answer, Status)>> {
-    let (Tick::Sent(number, result) | Tick::Moved(number, result)) = tick;
+fn show_tick((number, result): Tick) -> std::io::Result<Option<(usize, Answer, Status)>> {
     let answer = match result {
         Ok(answer) => answer,
         Err(error) => {
