@@ -137,9 +137,9 @@ fn documentation_tests(workspace: &Workspace) -> Result<()> {
     run(tests.args(["--profile", PROFILE, "--doc"]))
 }
 
-/// A few hundred seeds; in full ten times as many.
+/// A few hundred seeds; in full more.
 fn simulation(workspace: &Workspace, full: bool) -> Result<()> {
-    let seeds = if full { "1-3000" } else { "1-300" };
+    let seeds = if full { "1-1000" } else { "1-300" };
     let seeds = ("ROOST_SIMULATION_SEEDS", seeds);
     node_tests(workspace, SIMULATION, &[seeds])
 }
