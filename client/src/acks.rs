@@ -25,6 +25,8 @@ pub(crate) struct Acks {
     handed: Option<Cursor>,
     /// How far any session has.
     received: Option<Cursor>,
+    /// How far this session has been told. It makes room by what it is told, so also what others have committed is said.
+    said: Option<Cursor>,
     in_flight: Option<Cursor>,
     /// Refused for good: not asked for again.
     refused: Option<(Cursor, Refusal)>,
@@ -42,6 +44,7 @@ impl Acks {
             committed: None,
             handed: None,
             received: None,
+            said: None,
             in_flight: None,
             refused: None,
             receipts_sent: None,
@@ -55,6 +58,7 @@ impl Acks {
     pub(crate) fn connected(&mut self, committed: Option<Cursor>) {
         if let Some(committed) = committed {
             self.handed(committed);
+            self.said = Some(committed);
             self.commit(committed);
         }
     }
@@ -67,6 +71,7 @@ impl Acks {
 
     pub(crate) fn disconnected(&mut self) {
         self.handed = None;
+        self.said = None;
         self.in_flight = None;
         self.receipts_sent = None;
         self.not_before = None;
@@ -110,7 +115,7 @@ impl Acks {
     }
 
     pub(crate) fn wakes_at(&self) -> Option<Instant> {
-        self.not_before.filter(|_| self.open().is_some())
+        self.not_before.filter(|_| self.due().is_some())
     }
 
     pub(crate) fn has_receipts(&self) -> bool {
@@ -134,6 +139,9 @@ impl Acks {
             if let Some(committed) = answer.cursor {
                 self.commit(committed.into());
             }
+            if self.committed >= asked {
+                self.said = self.said.max(asked);
+            }
             if self.committed > before {
                 self.backoff.reset();
                 self.not_before = None;
@@ -147,7 +155,8 @@ impl Acks {
             self.not_before = Some(now + pause.max(refusal.retry_after.unwrap_or_default()));
             return None;
         }
-        let asked = asked.or(self.wanted())?;
+        // What is wanted beyond what was asked for would be refused for the same reason, again and again.
+        let asked = asked.max(self.wanted())?;
         self.refused = Some((asked, refusal.clone()));
         self.settle();
         Some(refusal)
@@ -159,21 +168,26 @@ impl Acks {
         }
     }
 
+    /// What is wanted and neither committed nor refused.
     fn open(&self) -> Option<Cursor> {
-        let wanted = self.wanted()?;
+        self.unrefused()
+            .filter(|wanted| Some(*wanted) > self.committed)
+    }
+
+    fn unrefused(&self) -> Option<Cursor> {
         let refused = self.refused.as_ref().map(|(cursor, _)| *cursor);
-        (Some(wanted) > self.committed && Some(wanted) > refused).then_some(wanted)
+        self.wanted().filter(|wanted| Some(*wanted) > refused)
     }
 
     /// What may be said of it in this session. What only an earlier one handed over comes again first.
     fn due(&self) -> Option<Cursor> {
-        let wanted = self.open()?;
+        let wanted = self.unrefused()?;
         // What nobody ever handed over is the server's to refuse.
         let due = match Some(wanted) <= self.received {
             true => self.handed.map_or(wanted, |handed| wanted.min(handed)),
             false => wanted,
         };
-        (Some(due) > self.committed).then_some(due)
+        (Some(due) > self.said).then_some(due)
     }
 
     fn commit(&mut self, committed: Cursor) {

@@ -110,6 +110,46 @@ async fn closing_flushes_acknowledgements() {
     soon(closing).await.expect("closed");
 }
 
+/// The cursor of an answer is behind what has expired, and so may be ahead of what was asked for. The server frees a window by
+/// what it is told: a client that took the answer for its own word never had room again.
+#[tokio::test]
+async fn what_is_committed_already_is_acknowledged_all_the_same() {
+    let mut server = Server::start().await;
+    let client = attached(&server);
+    let mut session = server.welcome().await;
+    session.entries([1, 2, 3]).await;
+    assert_eq!(take(&client, 3).await, [1, 2, 3]);
+    client.ack(cursor(1));
+    assert_eq!(hear_ack(&mut session).await, 1);
+    commit(&session, 3).await;
+    client.ack(cursor(3));
+    assert_eq!(hear_ack(&mut session).await, 3);
+}
+
+/// Refused for good once, not once for each part of it.
+#[tokio::test]
+async fn a_refused_part_of_an_acknowledgement_ends_all_of_it() {
+    let mut server = Server::start().await;
+    let client = attached(&server);
+    let session = server.welcome().await;
+    session.entries([1, 2, 3]).await;
+    assert_eq!(take(&client, 3).await, [1, 2, 3]);
+    drop(session);
+    let mut session = server.welcome().await;
+    client.ack(cursor(3));
+    session.entries([1, 2]).await;
+    assert_eq!(hear_ack(&mut session).await, 2);
+    session
+        .say(server_frame::Frame::Ack(v1::AckAnswer {
+            cursor: Some(place(2)),
+            error: Some(error(Code::Unauthenticated)),
+        }))
+        .await;
+    let refused = soon(client.acked(cursor(3))).await;
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    session.hear_nothing_for(Duration::from_millis(60)).await;
+}
+
 #[tokio::test]
 async fn a_refused_acknowledgement_is_told_and_not_repeated() {
     let mut server = Server::start().await;
