@@ -305,15 +305,16 @@ impl Group {
         self.state.clone()
     }
 
-    /// Entries known to be in this log or committed by a leader that this replica has not applied. `None` on a replica
-    /// that follows and has not been told since it was opened: it may be behind by anything.
+    /// Entries known to be in this log or committed by a leader that this replica has not applied. `None` while it may be
+    /// behind by anything: if it follows, until a leader has spoken since it was opened; if it leads, as it does at once
+    /// when it led before, until a majority has answered.
     #[must_use]
     pub fn lag_entries(&self) -> Option<u64> {
         let state = self.state.borrow();
         let own = state.last_log.unwrap_or_default();
         let known = match (state.role, self.inbox.known_committed()) {
-            (Role::Leader, _) => own,
-            (_, 0) => return None,
+            (Role::Leader, _) if state.quorum_age.is_some() => own,
+            (Role::Leader, _) | (_, 0) => return None,
             (_, committed) => own.max(committed),
         };
         Some(known.saturating_sub(state.last_applied.unwrap_or_default()))

@@ -330,8 +330,13 @@ impl Replicas {
             let installed = seen.map_or(0, |seen| state.generation.saturating_sub(seen));
             metrics::SNAPSHOTS.handle().increment(u64::from(installed));
             metrics::RAFT_TERM.of(shard).set(state.term as f64);
-            // Unknown until the leader speaks; the node is not ready until then.
-            metrics::RAFT_LAG.of(shard).set(lag.unwrap_or(0) as f64);
+            // While that is unknown, what its own log holds; the node is not ready until then.
+            let lag = lag.unwrap_or_else(|| {
+                let (last, applied) = (state.last_log, state.last_applied);
+                last.unwrap_or_default()
+                    .saturating_sub(applied.unwrap_or_default())
+            });
+            metrics::RAFT_LAG.of(shard).set(lag as f64);
             let appends = replica.group().waiting_appends();
             metrics::WAITING_APPENDS.of(shard).set(appends as f64);
             let log_bytes = replica.group().log_bytes();
