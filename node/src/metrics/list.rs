@@ -211,7 +211,7 @@ metrics! {
     Gauge WAL_BYTES = "roost_storage_wal_bytes", Bytes;
         "All files of the write-ahead log, bounded by storage.max_wal_bytes."
     Gauge DELETED_RANGES = "roost_storage_deleted_ranges", Count;
-        "Ranges whose deleted rows may be in files, bounded by 32768."
+        "Ranges whose deleted rows may be in files, without those being reclaimed at the moment, bounded by 32768."
     Histogram RECLAIM_LATENCY = "roost_storage_reclaim_latency_seconds", Seconds, in LATENCY_SECONDS;
         "One removal of deleted rows from all files."
     Counter RECLAIMED_RANGES = "roost_storage_reclaimed_ranges_total", Count;

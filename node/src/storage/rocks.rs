@@ -104,6 +104,8 @@ struct Engine {
     db: DB,
     views: Views,
     deleted: Deleted,
+    /// Files that a view was reading when they were to go.
+    read_files: Mutex<Vec<PathBuf>>,
     _lock: File,
 }
 
@@ -136,6 +138,7 @@ impl RocksStore {
                 db: db.map_err(|error| engine_error("opening", error))?,
                 views: Views::default(),
                 deleted: Deleted::default(),
+                read_files: Mutex::default(),
                 _lock: lock,
             }),
             sync: Mutex::new(Syncs { mark, failed: None }),

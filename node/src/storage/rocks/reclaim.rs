@@ -26,6 +26,14 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 const READ_CHECKS_MAX: u32 = 25;
 
 pub(super) fn reclaim(engine: &Engine, db_dir: &Path) -> Result<Reclaimed, Error> {
+    engine.read_files.lock().retain(|file| file.exists());
+    if !engine.read_files.lock().is_empty() && engine.views.are_read() {
+        // All of it is done but for these files: rewriting what was rewritten would not make them go.
+        return Ok(Reclaimed {
+            waiting: engine.deleted.notes(),
+            ..Reclaimed::default()
+        });
+    }
     let (taken, waiting) = engine.deleted.take(engine.views.oldest());
     if taken.is_empty() {
         return Ok(Reclaimed {
@@ -75,6 +83,7 @@ struct Removed {
 
 fn remove(engine: &Engine, db_dir: &Path, taken: &[Taken]) -> Result<Removed, Error> {
     let mut old = end_wal(engine, db_dir)?;
+    old.append(&mut engine.read_files.lock());
     let failed_before = failures(engine)?;
     let before = table_files(engine)?;
     for taken in taken {
@@ -198,15 +207,18 @@ fn wait_until_gone(engine: &Engine, mut files: Vec<PathBuf>) -> Result<bool, Err
             return Ok(true);
         }
         if checks >= READ_CHECKS_MAX && engine.views.are_read() {
+            *engine.read_files.lock() = files;
             return Ok(false);
         }
         thread::sleep(CHECK_INTERVAL);
     }
     let names = files.iter().filter_map(|file| file.file_name());
     let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
+    let message = format!("old files are still there: {}", names.join(", "));
+    *engine.read_files.lock() = files;
     Err(Error::Io {
         action: "reclaiming deleted rows",
-        message: format!("old files are still there: {}", names.join(", ")),
+        message,
     })
 }
 
