@@ -26,7 +26,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 #[command(after_help = "\
 Type a line and press Enter; /quit, the end of input or Ctrl-C leave. Ticks: ✓ accepted, ✓✓ delivered, ✓✓ read.
 What is shown, from whomever, is acknowledged and marked as read. Leaving waits some seconds for that, and for lines
-without a tick: one that stays without is exit code 4 or 69.")]
+without a tick: exit code 4 or 69 if that is not enough.")]
 pub(super) struct Args {
     /// Who talks; the device may be left out if there is only one.
     #[arg(long = "as", value_name = "PHONE[/DEVICE]")]
@@ -47,7 +47,7 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
     let mut lines = input::lines();
     let (mut answers, mut ticks) = (FuturesUnordered::new(), FuturesUnordered::new());
     let mut reads = FuturesUnordered::new();
-    let mut number = 0;
+    let (mut number, mut unsent) = (0, 0);
     show(&format!("Talking to {}. /quit leaves.", args.peer))?;
     loop {
         tokio::select! {
@@ -63,7 +63,10 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
                     let handle = tokio::select! {
                         handle = send => handle?,
                         // Too much is unanswered, and may stay so.
-                        () = stop.wait() => break,
+                        () = stop.wait() => {
+                            unsent = 1;
+                            break;
+                        }
                     };
                     show(&format!("  #{number}"))?;
                     answers.push(answer(number, handle));
@@ -105,17 +108,19 @@ pub(super) async fn run(args: Args, server: &ServerArgs) -> Result<Exit, Failure
     }
     drop(ticks);
     let flushed = timeout(FLUSH_TIMEOUT, flush(&client, &mut answers, &mut reads)).await;
-    let (unanswered, trouble) = (answers.len(), client.trouble());
+    let (unanswered, unread) = (answers.len() + unsent, reads.len());
+    let trouble = client.trouble();
     drop(reads);
     client.close().await;
-    match flushed {
-        Ok(flushed) => flushed.map(|()| Exit::Done),
-        Err(_) if unanswered > 0 => {
-            let what = format!("{unanswered} of {number} lines unanswered, perhaps not sent");
-            Err(Failure::timed_out(&what, trouble.as_ref()))
-        }
-        Err(_) => Ok(Exit::Done),
+    if let Ok(flushed) = flushed {
+        flushed?;
     }
+    let what = match (unanswered, unread) {
+        (0, 0) => return Ok(Exit::Done),
+        (0, unread) => format!("{unread} messages shown, and perhaps not marked as read"),
+        (unanswered, _) => format!("{unanswered} of {number} lines unanswered, perhaps not sent"),
+    };
+    Err(Failure::timed_out(&what, trouble.as_ref()))
 }
 
 /// Shows the first ticks that are still to come, and waits until what was shown is marked as read.
