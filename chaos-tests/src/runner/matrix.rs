@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Verdict;
-use super::scenario::{KINDS, Kind, Needs, Scenario};
+use super::kinds::{KINDS, Kind, Needs};
+use super::scenario::Scenario;
 
 /// Messages accepted under each fault, at least.
 const ACCEPTED_MIN: u64 = 10_000;

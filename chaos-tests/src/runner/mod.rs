@@ -5,6 +5,7 @@
 //! shard is damaged. At the end everybody must have everything and every queue be empty.
 
 pub mod account;
+pub mod kinds;
 pub mod matrix;
 pub mod report;
 pub mod scenario;
@@ -25,8 +26,9 @@ use crate::lab::{Lab, Setup, until, within};
 use crate::nemesis::{self, Fault, Field};
 use crate::workload::{Absent, Load, Plan};
 use account::Row;
+use kinds::{Kind, Needs};
 pub use report::Verdict;
-use scenario::{Kind, Needs, Scenario};
+use scenario::Scenario;
 
 /// Messages that must be accepted, and entries delivered, while a fault lasts.
 pub const LIFE_ACCEPTED: u64 = 1_000;
