@@ -38,7 +38,7 @@ pub(crate) fn run_with(workspace: &Workspace, options: &[&str], features: &[&str
     if needs_tools {
         packages::install(&missing())?;
     }
-    let binaries = story::build(workspace, &["roost", "chaos"], features)?;
+    let binaries = story::build(workspace, features)?;
     let mut chaos = Command::new(binaries.join("chaos"));
     chaos.args(options).env("ROOST_BIN", binaries.join("roost"));
     // The matrix and its table are files of the checkout.

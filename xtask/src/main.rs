@@ -107,12 +107,7 @@ fn chaos(options: &[&str]) -> Result<()> {
 }
 
 fn build() -> Result<()> {
-    println!(
-        "{}",
-        story::build(&ready()?, &["roost"], &[])?
-            .join("roost")
-            .display()
-    );
+    println!("{}", story::build(&ready()?, &[])?.join("roost").display());
     Ok(())
 }
 

@@ -8,19 +8,16 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace::{PROFILE, Workspace, run};
 
-/// Builds the named binaries of the workspace and says where they are; `features` are words for cargo.
-///
-/// They are chosen from the whole workspace, never with `--package`: so every command here agrees with the tests on
-/// the features of shared dependencies, and nothing is compiled twice.
-pub(crate) fn build(
-    workspace: &Workspace,
-    binaries: &[&str],
-    features: &[&str],
-) -> Result<PathBuf> {
+/// Of every package that has some: cargo gives shared dependencies the features that the packages chosen ask for, and with
+/// fewer of them would compile those once more.
+const BINARIES: [&str; 3] = ["roost", "chaos", "demo"];
+
+/// Builds the binaries of the workspace and says where they are; `features` are words for cargo.
+pub(crate) fn build(workspace: &Workspace, features: &[&str]) -> Result<PathBuf> {
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--locked", "--workspace", "--profile", PROFILE]);
     cargo.args(features);
-    for binary in binaries {
+    for binary in BINARIES {
         cargo.args(["--bin", binary]);
     }
     run(&mut cargo)?;
@@ -29,14 +26,14 @@ pub(crate) fn build(
 
 /// Plays the story: messages accepted, a node killed, nothing lost.
 pub(crate) fn demo(workspace: &Workspace) -> Result<()> {
-    let binaries = build(workspace, &["roost", "demo"], &[])?;
+    let binaries = build(workspace, &[])?;
     run(Command::new(binaries.join("demo")).env("ROOST_BIN", binaries.join("roost")))
         .context("the demo failed")
 }
 
 /// Becomes `roost dev`.
 pub(crate) fn dev(workspace: &Workspace, options: &[&str]) -> Result<()> {
-    let roost = build(workspace, &["roost"], &[])?.join("roost");
+    let roost = build(workspace, &[])?.join("roost");
     let shown = roost.display();
     // It says itself what to type: it knows its ports and directory.
     println!(
