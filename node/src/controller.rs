@@ -126,7 +126,7 @@ impl Controller {
                 disk_low: clock.disk_low,
                 leaving: clock.leaving,
             };
-            self.vitals.note(*node, reading);
+            self.vitals.note(*node, reading, (self.wall)());
             Some(())
         });
         futures::future::join_all(readings).await;

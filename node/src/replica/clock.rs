@@ -39,7 +39,15 @@ pub fn system_wall_clock() -> WallClock {
 /// What this node knows of the clocks and disks of the others. One a node, filled by its controller.
 #[derive(Debug, Default)]
 pub struct Vitals {
-    others: Mutex<BTreeMap<NodeId, (Reading, Instant)>>,
+    others: Mutex<BTreeMap<NodeId, Noted>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Noted {
+    reading: Reading,
+    at: Instant,
+    /// What this node's wall clock showed then.
+    own_wall_ms: u64,
 }
 
 /// What another node has said of itself.
@@ -55,18 +63,25 @@ pub struct Reading {
 }
 
 impl Vitals {
-    /// Notes another node's reading.
-    pub fn note(&self, node: NodeId, reading: Reading) {
-        self.others.lock().insert(node, (reading, Instant::now()));
+    /// Notes another node's reading, while this node's wall clock shows `own_wall_ms`.
+    pub fn note(&self, node: NodeId, reading: Reading, own_wall_ms: u64) {
+        let noted = Noted {
+            reading,
+            at: Instant::now(),
+            own_wall_ms,
+        };
+        self.others.lock().insert(node, noted);
     }
 
     /// Whether a majority of `nodes` (all of the cluster) has a clock within `within_ms` of `wall_ms`, which is what this
-    /// node's shows now, itself counted.
+    /// node's shows now, itself counted. What was read before this node's clock jumped does not count: the other may have
+    /// been as wrong then as this one is now, and is asked again within a second.
     #[must_use]
     pub fn clock_confirmed(&self, nodes: usize, wall_ms: u64, within_ms: u64) -> bool {
         let near = self
             .fresh()
-            .filter(|reading| reading.wall_ms.abs_diff(wall_ms) <= within_ms)
+            .filter(|noted| noted.own_wall_ms.abs_diff(wall_ms) <= FOLLOW_MS)
+            .filter(|noted| noted.reading.wall_ms.abs_diff(wall_ms) <= within_ms)
             .count();
         2 * (near + 1) > nodes
     }
@@ -75,7 +90,8 @@ impl Vitals {
     /// been heard of lately.
     #[must_use]
     pub fn clock_offset_ms(&self, nodes: usize, wall_ms: u64) -> Option<i64> {
-        let mut clocks: Vec<u64> = self.fresh().map(|reading| reading.wall_ms).collect();
+        let clocks = self.fresh().map(|noted| noted.reading.wall_ms);
+        let mut clocks: Vec<u64> = clocks.collect();
         clocks.push(wall_ms);
         if 2 * clocks.len() <= nodes {
             return None;
@@ -88,27 +104,29 @@ impl Vitals {
     /// How many other nodes have said lately that their disks are nearly full.
     #[must_use]
     pub fn nodes_without_room(&self) -> usize {
-        self.fresh().filter(|reading| reading.disk_low).count()
+        self.fresh().filter(|noted| noted.reading.disk_low).count()
     }
 
     /// Whether a node has said lately that its disk has room and that it stays.
     #[must_use]
     pub fn may_lead(&self, node: NodeId) -> bool {
         let others = self.others.lock();
-        others
-            .get(&node)
-            .is_some_and(|(reading, at)| is_fresh(*at) && !reading.disk_low && !reading.leaving)
+        others.get(&node).is_some_and(|Noted { reading, at, .. }| {
+            is_fresh(*at) && !reading.disk_low && !reading.leaving
+        })
     }
 
-    /// What others have said lately, their clocks as they must show by now.
-    fn fresh(&self) -> impl Iterator<Item = Reading> {
+    /// What others have said lately, all clocks as they must show by now if they only went on.
+    fn fresh(&self) -> impl Iterator<Item = Noted> {
         let others = self.others.lock();
-        let fresh: Vec<Reading> = others
-            .values()
-            .filter(|(_, at)| is_fresh(*at))
-            .map(|(reading, at)| Reading {
-                wall_ms: reading.wall_ms.saturating_add(millis(at.elapsed())),
-                ..*reading
+        let fresh = others.values().filter(|noted| is_fresh(noted.at));
+        let fresh: Vec<Noted> = fresh
+            .map(|noted| {
+                let passed = millis(noted.at.elapsed());
+                let mut noted = *noted;
+                noted.reading.wall_ms = noted.reading.wall_ms.saturating_add(passed);
+                noted.own_wall_ms = noted.own_wall_ms.saturating_add(passed);
+                noted
             })
             .collect();
         fresh.into_iter()
@@ -167,15 +185,16 @@ impl ShardClock {
             Some((ms, at)) => ms + millis(at.elapsed()),
             None => 0,
         };
-        let follows = wall.abs_diff(steady) <= FOLLOW_MS
-            || (wall > steady && (self.confirmed)(wall))
-            || sabotage::on(Break::AnyClock);
+        let near = wall.abs_diff(steady) <= FOLLOW_MS;
+        let confirmed = near || (self.confirmed)(wall);
+        let follows = near || (wall > steady && confirmed) || sabotage::on(Break::AnyClock);
         let now = if follows {
             wall.max(last.map_or(0, |(ms, _)| ms))
         } else {
             steady
         };
-        if follows {
+        // Also when it is ahead of a clock that is right: then it has no jump before it.
+        if follows || confirmed {
             self.settled.store(true, Ordering::Relaxed);
         }
         *last = Some((now, Instant::now()));
@@ -240,6 +259,11 @@ mod tests {
         assert!(clock.is_settled(), "for the rest of the term");
         clock.begin(80_000_000);
         assert!(!clock.is_settled(), "but not in the next");
+        clock.begin(100_000_000);
+        assert!(!clock.is_settled(), "this clock may be slow");
+        confirmed.store(true, Ordering::Relaxed);
+        assert!(clock.is_settled(), "it is not, and nothing will jump");
+        assert_eq!(clock.now_ms(), 100_000_000);
     }
 
     /// A node that is stopping would get its leaderships back from the others while it still answers them.
@@ -267,7 +291,7 @@ mod tests {
             ),
             (well, true),
         ] {
-            vitals.note(node, reading);
+            vitals.note(node, reading, 0);
             assert_eq!(vitals.may_lead(node), may, "{reading:?}");
         }
         tokio::time::advance(READING_AGE_MAX).await;
@@ -289,7 +313,7 @@ mod tests {
         let vitals = Vitals::default();
         let now = 1_000_000_000_000;
         for n in 0..2u8 {
-            vitals.note(NodeId::from_random([n; 16]), showing(now));
+            vitals.note(NodeId::from_random([n; 16]), showing(now), now);
         }
         assert!(vitals.clock_confirmed(3, now, 30_000));
         assert!(!vitals.clock_confirmed(3, now + TEN_YEARS_MS, 30_000));
@@ -306,6 +330,22 @@ mod tests {
         );
     }
 
+    /// Another node's clock was wrong for a while, and then this one's, by as much: what had been read of the other confirmed
+    /// the jump, and shard time was ten minutes ahead of everybody. Found by the simulation.
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_as_wrong_as_ours_is_now_does_not_confirm_it() {
+        const TEN_MINUTES_MS: u64 = 600_000;
+        let vitals = Vitals::default();
+        let (node, now) = (NodeId::from_random([1; 16]), 1_000_000_000_000);
+        vitals.note(node, showing(now + TEN_MINUTES_MS), now);
+        assert!(!vitals.clock_confirmed(3, now + TEN_MINUTES_MS, 30_000));
+        vitals.note(node, showing(now + TEN_MINUTES_MS), now + TEN_MINUTES_MS);
+        assert!(
+            vitals.clock_confirmed(3, now + TEN_MINUTES_MS, 30_000),
+            "asked since, it does"
+        );
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_majority_is_counted_with_oneself() {
         let vitals = Vitals::default();
@@ -313,8 +353,8 @@ mod tests {
         let now = 1_000_000;
         assert!(vitals.clock_confirmed(1, now, 30_000));
         assert!(!vitals.clock_confirmed(3, now, 30_000));
-        vitals.note(nodes[0], showing(now + 40_000));
-        vitals.note(nodes[1], showing(now + 41_000));
+        vitals.note(nodes[0], showing(now + 40_000), now);
+        vitals.note(nodes[1], showing(now + 41_000), now);
         assert!(
             !vitals.clock_confirmed(3, now, 30_000),
             "both others disagree"
@@ -324,7 +364,7 @@ mod tests {
             Some(-40_000),
             "so this one is slow"
         );
-        vitals.note(nodes[1], showing(now - 20));
+        vitals.note(nodes[1], showing(now - 20), now);
         assert!(vitals.clock_confirmed(3, now, 30_000));
         tokio::time::advance(READING_AGE_MAX).await;
         assert!(
