@@ -19,6 +19,9 @@ use crate::sabotage::{self, Break};
 
 /// Wait before attaching is tried again, when the router has given up.
 const RETRY: Duration = Duration::from_millis(200);
+/// For how long a leader is looked for. An election takes less; a node that finds none may be the one that is cut off, and
+/// its clients are better served by any other.
+const ATTACH_MAX: Duration = Duration::from_secs(3);
 
 /// Receipts, and pushes that only name what has expired, that may be on their way to a session. They are granted again
 /// when they are handed on, which is as fast as the client reads.
@@ -91,7 +94,7 @@ impl Receive {
         let mut receive = Self {
             router,
             identity,
-            within: Duration::from_millis(settings.session.request_timeout_ms),
+            within: Duration::from_millis(settings.session.request_timeout_ms).min(ATTACH_MAX),
             window: wanted.attach.map(Window::new),
             watch: wanted.watch,
             link: Link::Off,
@@ -185,6 +188,14 @@ impl Receive {
     ) -> Option<Received> {
         let (attached, response) = match answer {
             Ok(answer) => answer,
+            Err(router::Error::Unavailable { .. }) => {
+                let why = "this node finds no leader of the account's shard";
+                return Some(Received::Over(refusal::retryable(
+                    Code::GoElsewhere,
+                    why,
+                    0,
+                )));
+            }
             Err(error) => {
                 tracing::debug!(%error, "attaching again");
                 self.attach(RETRY);

@@ -163,6 +163,20 @@ async fn room_made_while_attaching_is_granted_afterwards() {
     assert_eq!(script.granted(), [room(3, 30)]);
 }
 
+/// Clients of a node that was cut off from the others stayed there for as long as that lasted, unanswered, though the others
+/// were a majority. Found by a partition after a rolling restart, when all senders were on that node.
+#[tokio::test(start_paused = true)]
+async fn where_no_leader_is_found_the_client_is_sent_elsewhere() {
+    let script = Arc::new(Script::new(|_, _| None));
+    let mut receive = receive(&script);
+    match receive.next().await {
+        Received::Over(error) => {
+            assert_eq!((error.code(), error.retryable), (Code::GoElsewhere, true));
+        }
+        Received::Frame(frame) => panic!("unexpected {frame:?}"),
+    }
+}
+
 /// A session whose client had gone before the welcome came, and had connected elsewhere, displaced that newer session.
 #[tokio::test(start_paused = true)]
 async fn a_session_attaches_once_its_client_has_shown_that_it_is_there() {
