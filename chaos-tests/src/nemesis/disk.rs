@@ -33,6 +33,8 @@ const CANARY: &str = "canary";
 const CANARY_BYTES: usize = 1 << 16;
 /// More than a full disk takes.
 const PROBE_BYTES: usize = 1 << 20;
+/// How often a disk is filled again, because the node has made room on it, before it counts as one that does not fill.
+const FULL_PROBES: usize = 5;
 /// What fills a disk.
 const FILLER: &str = "filler";
 /// A sync that takes longer stands still.
@@ -215,13 +217,18 @@ impl Fault for Full {
 
     fn prove<'a>(&'a mut self, field: &'a mut Field) -> Step<'a, String> {
         Box::pin(async move {
-            let probe = field.lab.cluster.node(self.node).data_dir().join(CANARY);
-            let refused = fs::write(&probe, vec![b'c'; PROBE_BYTES]);
-            let _ = fs::remove_file(probe);
-            let Err(error) = refused else {
-                bail!("the disk of node {} still takes files", self.node);
-            };
-            Ok(format!("a probe file on node {}: {error}", self.node))
+            let directory = field.lab.cluster.node(self.node).data_dir();
+            let (probe, filler) = (directory.join(CANARY), directory.join(FILLER));
+            for _ in 0..FULL_PROBES {
+                let refused = fs::write(&probe, vec![b'c'; PROBE_BYTES]);
+                let _ = fs::remove_file(&probe);
+                if let Err(error) = refused {
+                    return Ok(format!("a probe file on node {}: {error}", self.node));
+                }
+                // The node itself has just freed something.
+                fill(&filler).await;
+            }
+            bail!("the disk of node {} still takes files", self.node);
         })
     }
 
