@@ -9,7 +9,7 @@ use roost_proto::peer::{
     ClockRequest, ReadCluster, Request, request, response, shard_request, shard_response,
 };
 use roost_proto::storage::{
-    ClusterState, Command, Found, NodeRecord, Outcome, Plan, UpdateNode, command, outcome,
+    ClusterState, Found, NodeRecord, Outcome, Plan, UpdateNode, command, outcome,
 };
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -163,11 +163,7 @@ impl Controller {
                 plan: Some(self.plan.clone()),
             });
             // Tried again in the next round, here or at the next leader.
-            let _ = meta
-                .propose(Command {
-                    command: Some(found),
-                })
-                .await;
+            let _ = meta.propose(found).await;
         }
     }
 

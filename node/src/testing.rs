@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use prost::Message as _;
 use roost_proto::peer::{
     AttachRequest, AttachResponse, Detach, Failure, Grant, Request, Response, ShardRequest,
     ShardResponse, request, response, shard_request, shard_response,
@@ -146,7 +147,6 @@ pub(crate) fn messages(to: &str, positions: std::ops::RangeInclusive<u64>) -> co
 
 /// Proposes commands as one batch.
 pub(crate) async fn propose(group: &Group, commands: Vec<command::Command>) -> Vec<Outcome> {
-    use prost::Message as _;
     let batch = roost_proto::storage::Batch {
         time_ms: NOON_MS,
         limits: Some(limits()),
@@ -234,17 +234,17 @@ impl Script {
     pub(crate) fn proposed(&self) -> Vec<command::Command> {
         let calls = self.calls.lock();
         let commands = calls.iter().filter_map(|(_, request)| command_of(request));
-        commands.cloned().collect()
+        commands.collect()
     }
 }
 
 /// The command in a request, if it proposes one.
-pub(crate) fn command_of(request: &Request) -> Option<&command::Command> {
+pub(crate) fn command_of(request: &Request) -> Option<command::Command> {
     match &request.request {
         Some(request::Request::Shard(ShardRequest {
-            request: Some(shard_request::Request::Propose(command)),
+            request: Some(shard_request::Request::Propose(proposal)),
             ..
-        })) => command.command.as_ref(),
+        })) => Command::decode(&proposal.command[..]).unwrap().command,
         _ => None,
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use roost_proto::storage::{Command, Expire, Outcome, SweepIds, Trim, command, outcome};
+use roost_proto::storage::{Expire, Outcome, SweepIds, Trim, command, outcome};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Error, Replica};
@@ -35,7 +35,8 @@ pub(super) async fn run(replica: &Replica) {
             expire(replica).await?;
             trim(replica).await?;
             if swept.is_none_or(|at| at.elapsed() >= SWEEP) {
-                while more(&propose(replica, command::Command::SweepIds(SweepIds {})).await?) {}
+                let step = command::Command::SweepIds(SweepIds {});
+                while more(&replica.propose(step.clone()).await?) {}
                 swept = Some(Instant::now());
             }
             Ok::<(), Error>(())
@@ -56,7 +57,8 @@ async fn expire(replica: &Replica) -> Result<(), Error> {
             break;
         }
         let users = due.iter().map(ToString::to_string).collect();
-        propose(replica, command::Command::Expire(Expire { users })).await?;
+        let expire = command::Command::Expire(Expire { users });
+        replica.propose(expire).await?;
     }
     Ok(())
 }
@@ -75,19 +77,11 @@ async fn trim(replica: &Replica) -> Result<(), Error> {
             let step = command::Command::Trim(Trim {
                 user: user.to_string(),
             });
-            while more(&propose(replica, step.clone()).await?) {}
+            while more(&replica.propose(step.clone()).await?) {}
         }
         after = Some(last);
     }
     Ok(())
-}
-
-async fn propose(replica: &Replica, command: command::Command) -> Result<Outcome, Error> {
-    replica
-        .propose(Command {
-            command: Some(command),
-        })
-        .await
 }
 
 fn more(outcome: &Outcome) -> bool {

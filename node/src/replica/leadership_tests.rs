@@ -6,9 +6,7 @@ use super::*;
 use crate::testing::{add, leader, node, parts};
 
 fn add_bob() -> shard_request::Request {
-    shard_request::Request::Propose(Command {
-        command: Some(add("bob")),
-    })
+    shard_request::Request::Propose(proposal::encode(add("bob")))
 }
 
 /// Goal: whoever waits for a leader whose disk hangs is sent elsewhere at once, and so is who comes, until it is over.

@@ -15,6 +15,7 @@ mod leadership_tests;
 #[cfg(test)]
 mod level_tests;
 mod outbox_signals;
+pub mod proposal;
 mod proposer;
 mod reads;
 mod replicas;
@@ -26,7 +27,7 @@ use parking_lot::Mutex;
 use roost_proto::peer::{
     AttachRequest, AttachResponse, ShardResponse, shard_request, shard_response,
 };
-use roost_proto::storage::{Command, Limits, command};
+use roost_proto::storage::{Limits, Outcome, Proposal, command};
 use roost_proto::v1::{self, Code};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -201,8 +202,9 @@ impl Replica {
 
     async fn answer(&self, request: shard_request::Request) -> Result<ShardResponse, Error> {
         let response = match request {
-            shard_request::Request::Propose(command) => {
-                shard_response::Response::Outcome(self.propose(command).await?)
+            shard_request::Request::Propose(proposal) => {
+                proposal::check(&proposal)?;
+                shard_response::Response::Outcome(self.propose_encoded(proposal).await?)
             }
             shard_request::Request::Authenticate(request) => {
                 shard_response::Response::Authenticated(self.authenticate(&request).await?)
@@ -223,16 +225,19 @@ impl Replica {
     ///
     /// # Errors
     /// [`Error::DiskLow`] for new messages below the disk reserve; see [`Error`].
-    pub async fn propose(&self, command: Command) -> Result<roost_proto::storage::Outcome, Error> {
-        let sends = matches!(command.command, Some(command::Command::Send(_)));
-        if sends && (self.disk_low)() {
+    pub async fn propose(&self, command: command::Command) -> Result<Outcome, Error> {
+        self.propose_encoded(proposal::encode(command)).await
+    }
+
+    async fn propose_encoded(&self, proposal: Proposal) -> Result<Outcome, Error> {
+        if proposal.sends && (self.disk_low)() {
             return Err(Error::DiskLow);
         }
-        if sends {
+        if proposal.sends {
             self.wait_for_time()?;
         }
-        self.check_level(&command)?;
-        self.proposer.propose(command).await
+        self.check_level(proposal.feature_level)?;
+        self.proposer.propose(proposal).await
     }
 
     /// Attaches a session; see [`Delivery::attach`].
@@ -331,14 +336,14 @@ impl Replica {
 
     /// A command goes into the log only when every voter understands it. Otherwise it may be asked again: the voters are
     /// being upgraded, or another leads who knows the command.
-    fn check_level(&self, command: &Command) -> Result<(), Error> {
+    fn check_level(&self, level: u32) -> Result<(), Error> {
         let state = self.group.state();
         let state = state.borrow();
         let voters = state.voters.iter().map(|id| state.members.get(id));
         let levels = voters.map(|node| node.map_or(0, |node| (self.feature_level)(*node)));
-        match versions::level_of(command) {
-            Some(level) if level <= versions::common_level(levels) => Ok(()),
-            _ => Err(Error::Internal(
+        match level <= versions::common_level(levels) {
+            true => Ok(()),
+            false => Err(Error::Internal(
                 "not every voter of the shard understands such a command yet".to_owned(),
             )),
         }

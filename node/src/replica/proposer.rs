@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use roost_proto::storage::{Batch, Command, Limits, Outcome, command};
+use roost_proto::storage::{EncodedBatch, Limits, Outcome, Proposal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,6 @@ use super::error::Error;
 use crate::metrics;
 use crate::raft::{Group, ProposeError};
 use crate::types::ShardId;
-use crate::versions::level_of;
 
 /// How large a proposal and the queue before it may grow.
 #[derive(Debug, Clone, Copy)]
@@ -48,15 +47,14 @@ pub(super) struct Proposer {
 }
 
 struct Waiting {
-    command: Command,
-    weight: Weight,
+    proposal: Proposal,
     reply: oneshot::Sender<Result<Outcome, Error>>,
 }
 
-#[derive(Clone, Copy)]
-struct Weight {
-    items: usize,
-    bytes: u64,
+impl Waiting {
+    fn bytes(&self) -> u64 {
+        self.proposal.command.len() as u64
+    }
 }
 
 impl Proposer {
@@ -97,24 +95,15 @@ impl Proposer {
     ///
     /// # Errors
     /// [`Error::Overloaded`] without having queued it; otherwise what became of the proposal.
-    pub(super) async fn propose(&self, command: Command) -> Result<Outcome, Error> {
-        let weight = Weight::of(&command);
-        let waiting = self
-            .pending_bytes
-            .fetch_add(weight.bytes, Ordering::Relaxed);
+    pub(super) async fn propose(&self, proposal: Proposal) -> Result<Outcome, Error> {
         let (reply, outcome) = oneshot::channel();
-        let queued = waiting <= self.bounds.pending_bytes_max
-            && self
-                .queue
-                .try_send(Waiting {
-                    command,
-                    weight,
-                    reply,
-                })
-                .is_ok();
+        let waiting = Waiting { proposal, reply };
+        let bytes = waiting.bytes();
+        let before = self.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let queued =
+            before <= self.bounds.pending_bytes_max && self.queue.try_send(waiting).is_ok();
         if !queued {
-            self.pending_bytes
-                .fetch_sub(weight.bytes, Ordering::Relaxed);
+            self.pending_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(if self.queue.is_closed() {
                 Error::Stopping
             } else {
@@ -129,20 +118,6 @@ impl Proposer {
     /// Holds proposals back, or lets them go on, around a hand-over of leadership.
     pub(super) fn set_paused(&self, paused: bool) {
         self.paused.send_replace(paused);
-    }
-}
-
-impl Weight {
-    fn of(command: &Command) -> Self {
-        let items = match &command.command {
-            Some(command::Command::Send(send)) => send.items.len().max(1),
-            Some(command::Command::Inbound(inbound)) => inbound.items.len().max(1),
-            _ => 1,
-        };
-        Self {
-            items,
-            bytes: command.encoded_len() as u64,
-        }
     }
 }
 
@@ -183,31 +158,31 @@ impl Task {
             if self.is_paused.wait_for(|paused| !paused).await.is_err() {
                 return;
             }
-            let (commands, replies) = self.next_batch();
-            batch_commands.record(commands.len() as f64);
+            let (proposals, replies) = self.next_batch();
+            batch_commands.record(proposals.len() as f64);
             let started = tokio::time::Instant::now();
-            let outcomes = self.propose(commands).await;
+            let outcomes = self.propose(proposals).await;
             latency.record(started.elapsed());
             answer(replies, outcomes);
         }
     }
 
-    fn next_batch(&mut self) -> (Vec<Command>, Vec<oneshot::Sender<Result<Outcome, Error>>>) {
+    fn next_batch(&mut self) -> (Vec<Proposal>, Vec<oneshot::Sender<Result<Outcome, Error>>>) {
         let (mut items, mut bytes) = (0, 0);
-        let (mut commands, mut replies) = (Vec::new(), Vec::new());
+        let (mut proposals, mut replies) = (Vec::new(), Vec::new());
         while let Some(next) = self.carried.front() {
-            items += next.weight.items;
-            bytes += next.weight.bytes;
+            items += next.proposal.items as usize;
+            bytes += next.bytes();
             let full = items > self.bounds.batch_entries_max || bytes > self.bounds.batch_bytes_max;
-            if full && !commands.is_empty() {
+            if full && !proposals.is_empty() {
                 break;
             }
             let next = self.carried.pop_front().expect("front was there");
             self.pending_bytes
-                .fetch_sub(next.weight.bytes, Ordering::Relaxed);
+                .fetch_sub(next.bytes(), Ordering::Relaxed);
             // A caller who has gone does not want it any more; its client will send it again.
             if !next.reply.is_closed() {
-                commands.push(next.command);
+                proposals.push(next.proposal);
                 replies.push(next.reply);
             }
         }
@@ -215,22 +190,22 @@ impl Task {
             .set((self.waiting.len() + self.carried.len()) as f64);
         self.bytes_gauge
             .set(self.pending_bytes.load(Ordering::Relaxed) as f64);
-        (commands, replies)
+        (proposals, replies)
     }
 
-    async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Error> {
-        if commands.is_empty() {
+    async fn propose(&self, proposals: Vec<Proposal>) -> Result<Vec<Outcome>, Error> {
+        if proposals.is_empty() {
             return Ok(Vec::new());
         }
-        let batch = Batch {
+        let levels = proposals.iter().map(|proposal| proposal.feature_level);
+        let batch = EncodedBatch {
             time_ms: self.clock.now_ms(),
             limits: Some(self.limits),
-            feature_level: commands
-                .iter()
-                .filter_map(level_of)
-                .max()
-                .unwrap_or_default(),
-            commands,
+            feature_level: levels.max().unwrap_or_default(),
+            commands: proposals
+                .into_iter()
+                .map(|proposal| proposal.command)
+                .collect(),
         };
         let batch = Bytes::from(batch.encode_to_vec());
         metrics::BATCH_BYTES.handle().record(batch.len() as f64);

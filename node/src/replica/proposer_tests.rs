@@ -2,9 +2,10 @@
 
 use futures::FutureExt as _;
 use futures::future::join_all;
-use roost_proto::storage::outcome;
+use roost_proto::storage::{command, outcome};
 
 use super::*;
+use crate::replica::proposal::encode;
 use crate::testing::{SHARD, add, follower, leader, limits, messages, noon};
 
 const BOUNDS: Bounds = Bounds {
@@ -26,12 +27,6 @@ fn start(group: &Arc<Group>, bounds: Bounds) -> Proposer {
     )
 }
 
-fn command(command: command::Command) -> Command {
-    Command {
-        command: Some(command),
-    }
-}
-
 fn entries(group: &Group) -> u64 {
     group.state().borrow().last_log.unwrap()
 }
@@ -42,7 +37,7 @@ async fn at_once(bounds: Bounds, commands: Vec<command::Command>) -> u64 {
     let proposer = start(&group, bounds);
     proposer.set_paused(true);
     let before = entries(&group);
-    let proposed = join_all(commands.into_iter().map(|c| proposer.propose(command(c))));
+    let proposed = join_all(commands.into_iter().map(|c| proposer.propose(encode(c))));
     let (outcomes, ()) = futures::join!(proposed, async { proposer.set_paused(false) });
     assert!(outcomes.iter().all(Result::is_ok));
     let mut state = group.state();
@@ -81,7 +76,7 @@ async fn commands_are_applied_in_the_order_they_came() {
         1 => add("bob"),
         n => messages("bob", n - 1..=n - 1),
     });
-    let outcomes = join_all(commands.map(|c| proposer.propose(command(c)))).await;
+    let outcomes = join_all(commands.map(|c| proposer.propose(encode(c)))).await;
     let places: Vec<u64> = outcomes
         .into_iter()
         .skip(1)
@@ -110,7 +105,7 @@ async fn a_full_queue_refuses_and_recovers() {
         // Nothing here waits, so the task has not taken anything yet.
         let mut held = vec![];
         let refused = loop {
-            let mut proposed = Box::pin(proposer.propose(command(add("bob"))));
+            let mut proposed = Box::pin(proposer.propose(encode(add("bob"))));
             match proposed.as_mut().now_or_never() {
                 None => held.push(proposed),
                 Some(outcome) => break outcome,
@@ -122,7 +117,7 @@ async fn a_full_queue_refuses_and_recovers() {
         proposer.set_paused(false);
         assert!(join_all(held).await.iter().all(Result::is_ok));
         assert_eq!(proposer.pending_bytes.load(Ordering::Relaxed), 0);
-        assert!(proposer.propose(command(add("bob"))).await.is_ok());
+        assert!(proposer.propose(encode(add("bob"))).await.is_ok());
     }
 }
 
@@ -131,13 +126,13 @@ async fn a_pause_holds_proposals_back() {
     let group = leader().await;
     let proposer = start(&group, BOUNDS);
     proposer.set_paused(true);
-    let held = proposer.propose(command(add("bob")));
+    let held = proposer.propose(encode(add("bob")));
     let held = tokio::time::timeout(Duration::from_secs(60), held).await;
     assert!(held.is_err());
     let before = entries(&group);
     proposer.set_paused(false);
     // The one that nobody waits for any more is not proposed.
-    let outcome = proposer.propose(command(messages("bob", 1..=1))).await;
+    let outcome = proposer.propose(encode(messages("bob", 1..=1))).await;
     let Some(outcome::Outcome::Send(send)) = outcome.unwrap().outcome else {
         panic!("not a send's outcome");
     };
@@ -149,12 +144,12 @@ async fn a_pause_holds_proposals_back() {
 async fn only_a_leader_proposes() {
     let group = follower().await;
     let proposer = start(&group, BOUNDS);
-    let refused = proposer.propose(command(add("bob"))).await;
+    let refused = proposer.propose(encode(add("bob"))).await;
     assert!(
         matches!(refused, Err(Error::NotLeader { leader: None })),
         "{refused:?}"
     );
     group.shutdown().await;
-    let refused = proposer.propose(command(add("bob"))).await;
+    let refused = proposer.propose(encode(add("bob"))).await;
     assert!(matches!(refused, Err(Error::NoReplica)), "{refused:?}");
 }

@@ -17,13 +17,13 @@ use roost_proto::peer::{
     AttachRequest, AttachResponse, Detach, Grant, Push, Request, Response, ShardRequest, request,
     response, shard_request, shard_response,
 };
-use roost_proto::storage::{Command, Outcome, command};
+use roost_proto::storage::{Outcome, command};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::metrics;
 use crate::peer::{self, Attachment, Lane, Peers};
-use crate::replica::{self, Replicas};
+use crate::replica::{self, Replicas, proposal};
 use crate::types::{NodeId, ShardId};
 use placement::Placement;
 
@@ -105,9 +105,7 @@ impl Router {
         command: command::Command,
         within: Duration,
     ) -> Result<Outcome, Error> {
-        let request = shard_request::Request::Propose(Command {
-            command: Some(command),
-        });
+        let request = shard_request::Request::Propose(proposal::encode(command));
         match self.request(shard, request, within).await? {
             shard_response::Response::Outcome(outcome) => Ok(outcome),
             _ => Err(unexpected()),

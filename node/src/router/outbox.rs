@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use roost_proto::storage::{
-    Command, Inbound, InboundItem, OutboxItem, OutboxTrim, command, outcome,
-};
+use roost_proto::storage::{Inbound, InboundItem, OutboxItem, OutboxTrim, command, outcome};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Router};
@@ -189,9 +187,7 @@ async fn trim(replica: &Replica, destination: ShardId, number: u64) -> Result<()
         destination: destination.0,
         number,
     };
-    let trimmed = replica.propose(Command {
-        command: Some(command::Command::OutboxTrim(trim)),
-    });
-    let trimmed = trimmed.await.map(drop);
+    let trimmed = replica.propose(command::Command::OutboxTrim(trim)).await;
+    let trimmed = trimmed.map(drop);
     trimmed.map_err(|error| Error::Internal(error.to_string()))
 }
