@@ -161,6 +161,15 @@ impl<'a> Reader<'a> {
         Ok(rows?.into_iter().flatten().collect())
     }
 
+    /// How far the rows for a destination go, and are removed.
+    ///
+    /// # Errors
+    /// As [`Reader::applied`].
+    pub fn outbox_head(&self, destination: ShardId) -> Result<OutboxHead, Error> {
+        let key = Key::OutboxHead(self.home, destination);
+        Ok(value::get(self.store, &key)?.unwrap_or_default())
+    }
+
     /// Every destination that ever had rows.
     ///
     /// # Errors
