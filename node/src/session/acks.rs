@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use roost_proto::storage::{self, Outcome, command, outcome};
 use roost_proto::v1::{AckAnswer, Code, Cursor, Error, ReadAnswer, ReadMark, server_frame::Frame};
+use tokio::time::Instant;
 
 use super::hello::Identity;
 use super::{Settings, refusal};
@@ -18,12 +19,17 @@ use crate::types::UserId;
 /// Read marks that wait; beyond it they are refused. Acknowledgements merge into one.
 const WAITING_MAX: usize = 256;
 
+/// Nobody waits for the acknowledgement of receipts: it waits for others for so long.
+const RECEIPTS_AFTER: Duration = Duration::from_millis(200);
+
 /// What a session has said and not been answered.
 pub(super) struct Acks {
     router: Arc<Router>,
     identity: Arc<Identity>,
     within: Duration,
     waiting: VecDeque<Saying>,
+    /// The revision up to which receipts were seen, and when that is to be said.
+    receipts: Option<(u64, Instant)>,
     on_its_way: Option<BoxFuture<'static, Option<Frame>>>,
 }
 
@@ -41,6 +47,7 @@ impl Acks {
             identity,
             within,
             waiting: VecDeque::new(),
+            receipts: None,
             on_its_way: None,
         }
     }
@@ -82,24 +89,17 @@ impl Acks {
 
     /// Receipts up to this revision are the client's.
     pub(super) fn receipts(&mut self, revision: u64) {
-        let merged = self.waiting.iter_mut().find_map(|saying| match saying {
-            Saying::Receipts(last) => Some(last),
-            _ => None,
-        });
-        match merged {
-            Some(last) => *last = (*last).max(revision),
-            None => self.queue(Saying::Receipts(revision)),
-        }
+        let (last, due) = self
+            .receipts
+            .unwrap_or_else(|| (0, Instant::now() + RECEIPTS_AFTER));
+        self.receipts = Some((revision.max(last), due));
     }
 
     /// The next answer; waits for ever while nothing is on its way.
     pub(super) async fn next(&mut self) -> Frame {
         loop {
             if self.on_its_way.is_none() {
-                let Some(saying) = self.waiting.pop_front() else {
-                    return std::future::pending().await;
-                };
-                metrics::WAITING_MARKS.handle().decrement(1.0);
+                let saying = self.next_saying().await;
                 self.on_its_way = Some(self.say(saying));
             }
             // Kept until it is done: the caller may drop this call at any await.
@@ -114,8 +114,25 @@ impl Acks {
         }
     }
 
+    /// What is said next; waits for ever while there is nothing.
+    async fn next_saying(&mut self) -> Saying {
+        let due = self.receipts.map(|(_, due)| due);
+        let is_due = due.is_some_and(|due| due <= Instant::now());
+        if !is_due && let Some(saying) = self.waiting.pop_front() {
+            metrics::WAITING_MARKS.handle().decrement(1.0);
+            return saying;
+        }
+        if let Some(due) = due {
+            tokio::time::sleep_until(due).await;
+        }
+        match self.receipts.take() {
+            Some((revision, _)) => Saying::Receipts(revision),
+            None => std::future::pending().await,
+        }
+    }
+
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.on_its_way.is_none()
+        self.waiting.is_empty() && self.receipts.is_none() && self.on_its_way.is_none()
     }
 
     fn queue(&mut self, saying: Saying) {

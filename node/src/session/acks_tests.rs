@@ -110,10 +110,27 @@ async fn what_comes_meanwhile_waits_and_order_stays() {
     assert!(acks.next().now_or_never().is_none());
     acks.ack(cursor(5));
     assert_eq!(acked(&mut acks).await, 5, "receipts have no answer");
-    assert_eq!(
-        said(&script),
-        ["ack 1", "ack 4", "read 3", "receipts 9", "ack 5"]
-    );
+    assert_eq!(said(&script), ["ack 1", "ack 4", "read 3", "ack 5"]);
+    assert!(!acks.is_idle(), "receipts wait for others of their kind");
+    let later = tokio::time::timeout(RECEIPTS_AFTER * 2, acks.next()).await;
+    assert!(later.is_err() && acks.is_idle(), "{later:?}");
+    assert_eq!(said(&script)[4..], ["receipts 9"]);
+}
+
+/// However busy a session is, its receipts are not held back for ever.
+#[tokio::test(start_paused = true)]
+async fn receipts_that_are_due_come_first() {
+    let script = committing(100);
+    let mut acks = acks(&script);
+    acks.receipts(3);
+    tokio::time::sleep(RECEIPTS_AFTER).await;
+    acks.ack(cursor(1));
+    acks.ack(Cursor {
+        incarnation: 2,
+        seq: 1,
+    });
+    assert_eq!((acked(&mut acks).await, acked(&mut acks).await), (1, 1));
+    assert_eq!(said(&script), ["receipts 3", "ack 1", "ack 1"]);
 }
 
 /// A client that says one thing after the other while nothing is answered holds a bounded queue.
