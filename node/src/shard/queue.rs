@@ -93,14 +93,13 @@ pub(super) fn ack(step: &mut Step<'_, '_>, ack: &Ack) -> Result<Outcome, Error> 
     if seq > user.devices[at].cursor_seq {
         user.devices[at].cursor_seq = seq;
         delivered::add(&mut user, start + 1, seq);
-        delivered::advance(step, &ack.user, &mut user)?;
-        if !delivered::tell(step, &ack.user, &mut user)? {
+        if !begin_settling(step, &ack.user, &mut user)? {
             return Ok(refused(
                 Code::Overloaded,
                 "too many receipts wait for another shard",
             ));
         }
-        settle(step, &ack.user, &mut user)?;
+        leave_rest(step, &ack.user, &mut user);
         if !user.delivered_ahead.is_empty() {
             step.note_user(UserFill::DeliveredAhead(user.delivered_ahead.len()));
         }
@@ -134,6 +133,14 @@ pub(super) fn device(
 
 /// Moves `done_seq` to the slowest device's cursor, deletes a first step, tells the senders. The caller stores `user`.
 pub(super) fn settle(step: &mut Step<'_, '_>, name: &str, user: &mut User) -> Result<(), Error> {
+    begin_settling(step, name, user)?;
+    leave_rest(step, name, user);
+    Ok(())
+}
+
+/// As [`settle`]; false, with nothing written, if the outbox has no room for what senders must be told. Deletes before it
+/// tells: what goes is read once for both.
+fn begin_settling(step: &mut Step<'_, '_>, name: &str, user: &mut User) -> Result<bool, Error> {
     // Without devices nothing moves: entries wait for one to be added, or expire.
     let cursors = user.devices.iter().map(|device| device.cursor_seq);
     let needed_by = match sabotage::on(Break::DeletedEarly) {
@@ -143,13 +150,19 @@ pub(super) fn settle(step: &mut Step<'_, '_>, name: &str, user: &mut User) -> Re
     if let Some(slowest) = needed_by {
         user.done_seq = user.done_seq.max(slowest);
     }
-    trim_entries(step, name, user)?;
+    let before = user.trimmed_seq;
+    if !trim_entries(step, name, user)? {
+        return Ok(false);
+    }
     delivered::advance(step, name, user)?;
-    delivered::tell(step, name, user)?;
+    Ok(delivered::tell(step, name, user)? || user.trimmed_seq > before)
+}
+
+/// The caller stores `user`.
+fn leave_rest(step: &mut Step<'_, '_>, name: &str, user: &mut User) {
     if !is_settled(user) {
         leave_trim(step, name, user);
     }
-    Ok(())
 }
 
 /// Whether all entries that nobody needs are deleted, and all senders told.

@@ -147,8 +147,15 @@ pub(super) fn ack(step: &mut Step<'_, '_>, ack: &ReceiptAck) -> Result<Outcome, 
     if ack.revision <= user.devices[at].receipt_revision {
         return Ok(done(false));
     }
+    let trimmed = match user.trimming {
+        // Something of what all devices had before may be left.
+        true => 0,
+        false => had_by_all(&user).unwrap_or_default(),
+    };
     user.devices[at].receipt_revision = ack.revision;
-    settle(step, &ack.user, &mut user)?;
+    if !trim_from(step, &ack.user, &mut user, trimmed)? {
+        queue::leave_trim(step, &ack.user, &mut user);
+    }
     step.txn.put_user(&ack.user, user);
     Ok(done(false))
 }
@@ -164,14 +171,23 @@ pub(super) fn settle(step: &mut Step<'_, '_>, name: &str, user: &mut User) -> Re
 /// Deletes a bounded number of rows that nobody needs any more: those that every device has, or all of a removed
 /// account. True if that was the rest.
 pub(super) fn trim(step: &mut Step<'_, '_>, name: &str, user: &mut User) -> Result<bool, Error> {
-    let needed_by = user.devices.iter().map(|device| device.receipt_revision);
-    let up_to = match needed_by.min() {
+    trim_from(step, name, user, 0)
+}
+
+/// As [`trim`], where nothing up to a revision is left: to look there anew would meet all that was ever deleted.
+fn trim_from(
+    step: &mut Step<'_, '_>,
+    name: &str,
+    user: &mut User,
+    trimmed: u64,
+) -> Result<bool, Error> {
+    let up_to = match had_by_all(user) {
         Some(revision) => revision,
         None if user.removed => user.next_revision,
         None => return Ok(true),
     };
     let home = step.home();
-    let start = keys::receipts_of(home, name, 0).start;
+    let start = keys::receipts_of(home, name, trimmed).start;
     let end = keys::receipts_of(home, name, up_to).start;
     let rows = rows(step, start..end, RECEIPT_STEP_ROWS_MAX)?;
     let ended = rows.len() < RECEIPT_STEP_ROWS_MAX;
@@ -179,6 +195,12 @@ pub(super) fn trim(step: &mut Step<'_, '_>, name: &str, user: &mut User) -> Resu
         forget(step, name, user, key, &row.receipt.unwrap_or_default())?;
     }
     Ok(ended)
+}
+
+/// The revision up to which every device has the receipts; nothing without devices.
+fn had_by_all(user: &User) -> Option<u64> {
+    let devices = user.devices.iter();
+    devices.map(|device| device.receipt_revision).min()
 }
 
 /// Deletes a bounded number of the read marks of a removed account. True if that was the rest.

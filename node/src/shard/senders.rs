@@ -288,7 +288,11 @@ impl<'a> Pair<'a> {
         }
         self.advance(step, item);
         self.changed = true;
-        self.stored_answer(step, item, row)
+        Ok(match row.place {
+            // Nobody has had it yet, let alone read it.
+            Some(_) => self.accepted(item, row.place, Status::Accepted),
+            None => answer(item, self.to, row.error.unwrap_or_default()),
+        })
     }
 
     fn advance(&mut self, step: &Step<'_, '_>, item: &SendItem) {
@@ -324,13 +328,18 @@ impl<'a> Pair<'a> {
         let Some(place) = row.place else {
             return Ok(answer(item, self.to, row.error.unwrap_or_default()));
         };
-        Ok(SendAnswer {
+        let status = self.status(step, place, row.expired)?;
+        Ok(self.accepted(item, Some(place), status))
+    }
+
+    fn accepted(&self, item: &SendItem, place: Option<Cursor>, status: Status) -> SendAnswer {
+        SendAnswer {
             id: item.id.clone(),
             to: self.to.to_owned(),
-            status: self.status(step, place, row.expired)?.into(),
-            place: Some(place),
+            status: status.into(),
+            place,
             error: None,
-        })
+        }
     }
 
     fn status(&self, step: &Step<'_, '_>, place: Cursor, expired: bool) -> Result<Status, Error> {
