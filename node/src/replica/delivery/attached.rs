@@ -159,7 +159,7 @@ impl Attached {
             skipped: page.skipped,
         };
         self.push(push::Push::Entries(entries));
-        Ok(true)
+        Ok(page.is_full)
     }
 
     /// As [`Attached::push_entries`], for receipts.
