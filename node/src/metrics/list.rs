@@ -174,6 +174,8 @@ metrics! {
         "Log that this node's replica keeps, as far as written since it was opened; all together bounded by raft.log_bytes_max."
     Gauge LOG_CACHE_BYTES = "roost_raft_log_cache_bytes", Bytes;
         "Log entries of all replicas of the node in memory, bounded by raft.log_cache_bytes."
+    Gauge KNOWN_ROWS_BYTES = "roost_raft_known_rows_bytes", Bytes;
+        "Rows of the states of all replicas of the node that stay decoded in memory, bounded by 256 KiB for each replica."
     Gauge WAITING_APPENDS = "roost_raft_waiting_appends", Count, by "shard";
         "Appends that wait at this node's replica of a shard, bounded by 8."
     Counter SNAPSHOTS = "roost_raft_installed_snapshots_total", Count;

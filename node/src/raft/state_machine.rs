@@ -20,7 +20,7 @@ use super::states::{States, read_progress};
 use super::types::{
     Command, Entry, LogId, Outcomes, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
 };
-use crate::shard::{Effects, Machine, Txn};
+use crate::shard::{Effects, KnownRows, Machine, Txn};
 use crate::storage::keys::{Home, Key};
 use crate::storage::{Batch, Column, Error, Op, value};
 use crate::versions;
@@ -36,6 +36,14 @@ pub(super) struct StateMachine {
     effects: EffectSink,
     fault: Fault,
     progress: Progress,
+    known: Known,
+}
+
+/// Rows of the current state that need not be read again.
+struct Known {
+    rows: KnownRows,
+    /// Of all replicas of the node together.
+    fill: ::metrics::Gauge,
 }
 
 impl StateMachine {
@@ -55,6 +63,10 @@ impl StateMachine {
             machine,
             effects,
             fault,
+            known: Known {
+                rows: KnownRows::default(),
+                fill: crate::metrics::KNOWN_ROWS_BYTES.handle(),
+            },
         })
     }
 
@@ -63,7 +75,9 @@ impl StateMachine {
         entries: impl IntoIterator<Item = Entry>,
     ) -> Result<Vec<Outcomes>, Error> {
         let view = self.states.view();
-        let mut txn = Txn::new(view.store().as_ref(), view.home());
+        // Whatever fails below, nothing is known afterwards.
+        let known = self.known.replace(KnownRows::default());
+        let mut txn = Txn::with_known(view.store().as_ref(), view.home(), known);
         let mut progress = self.progress.clone();
         let mut outcomes = Vec::new();
         let mut effects = Vec::new();
@@ -88,9 +102,10 @@ impl StateMachine {
             );
             progress.applied = Some(entry.log_id);
         }
-        let mut ops = txn.into_ops();
+        let (mut ops, known) = txn.finish();
         ops.push(progress_row(view.home(), &progress));
         self.states.write(Batch(ops))?;
+        self.known.replace(known);
         self.progress = progress;
         effects
             .into_iter()
@@ -115,12 +130,27 @@ impl StateMachine {
             .while_open(|_| self.log.clear_for_snapshot(batch, upto))?;
         self.log.sync().await?;
         self.states.switch(received.home);
+        self.known.replace(KnownRows::default());
         self.progress = received.progress;
         self.states.sweep()
     }
 
     fn fail(&self, subject: ErrorSubject<u64>, verb: ErrorVerb, error: Error) -> StorageError {
         self.fault.report(subject, verb, error)
+    }
+}
+
+impl Known {
+    fn replace(&mut self, rows: KnownRows) -> KnownRows {
+        self.fill
+            .increment(rows.bytes() as f64 - self.rows.bytes() as f64);
+        std::mem::replace(&mut self.rows, rows)
+    }
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        self.replace(KnownRows::default());
     }
 }
 

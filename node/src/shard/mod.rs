@@ -29,7 +29,7 @@ pub use outbox::OUTBOX_TRIM_STEP_ROWS_MAX;
 pub use queue::{ACK_STEP_ENTRIES_MAX, TRIM_STEP_ENTRIES_MAX, entry_bytes};
 pub use receipts::{READ_MARKS_MAX, READS_AHEAD_MAX, RECEIPT_STEP_ROWS_MAX, receipt_bytes};
 pub use senders::SWEEP_STEP_ROWS_MAX;
-pub use txn::Txn;
+pub use txn::{KnownRows, Txn};
 
 use roost_proto::storage::{ClusterState, Outcome};
 use roost_proto::v1::Receipt;

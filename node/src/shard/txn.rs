@@ -1,9 +1,10 @@
 //! The view that one batch is applied through: the state before it, under what it has written so far.
 //!
 //! Rows that many commands of a batch touch (users, senders, outbox heads, the applied row) are *hot*: decoded once,
-//! kept decoded while the batch is applied, and encoded once at its end. All others are encoded as they are put.
+//! kept decoded while the batch is applied, and encoded once at its end. All others are encoded as they are put. The hot
+//! rows of earlier batches are remembered ([`KnownRows`]), because most batches touch the same ones.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::iter::Peekable;
 use std::ops::Range;
 
@@ -24,13 +25,35 @@ pub struct Txn<'a> {
     /// Removed, and then set anew, both in this batch. To the store that is another row under an old key.
     replaced: BTreeSet<Bytes>,
     hot: HotRows,
+    known: KnownRows,
 }
 
 /// A row kept decoded while a batch is applied. Implemented for the rows that batches touch again and again.
 pub trait HotRow: Message + Default + Clone + Sized {
     #[doc(hidden)]
     fn table(hot: &mut HotRows) -> &mut Hot<Self>;
+    #[doc(hidden)]
+    fn known(known: &mut KnownRows) -> &mut Known<Self>;
 }
+
+/// Hot rows as the last batches left them. They are the rows of one state and no other: whoever switches to another
+/// state, or does not write what a batch has made, begins anew with none.
+#[derive(Debug, Default)]
+pub struct KnownRows {
+    applied: Known<Applied>,
+    users: Known<User>,
+    senders: Known<Sender>,
+    uses: Known<SenderUse>,
+    heads: Known<OutboxHead>,
+    /// Of all of them, encoded; kept up to [`KNOWN_BYTES_MAX`].
+    bytes: usize,
+}
+
+/// Beyond it known rows are forgotten, all at once: which of them would be wanted next is anybody's guess.
+pub const KNOWN_BYTES_MAX: usize = 256 * 1024;
+
+#[doc(hidden)]
+pub type Known<V> = HashMap<Bytes, V>;
 
 #[doc(hidden)]
 pub type Hot<V> = BTreeMap<Bytes, HotValue<V>>;
@@ -52,21 +75,50 @@ pub struct HotRows {
 }
 
 macro_rules! hot_rows {
-    ($($row:ty => $table:ident),*) => {$(
-        impl HotRow for $row {
-            fn table(hot: &mut HotRows) -> &mut Hot<Self> {
-                &mut hot.$table
+    ($($row:ty => $table:ident),*) => {
+        $(
+            impl HotRow for $row {
+                fn table(hot: &mut HotRows) -> &mut Hot<Self> {
+                    &mut hot.$table
+                }
+                fn known(known: &mut KnownRows) -> &mut Known<Self> {
+                    &mut known.$table
+                }
+            }
+        )*
+
+        impl KnownRows {
+            /// Takes over what a batch has touched, as it left it.
+            fn learn(&mut self, hot: HotRows) {
+                $(learn(&mut self.$table, hot.$table, &mut self.bytes);)*
+                if self.bytes > KNOWN_BYTES_MAX {
+                    *self = Self::default();
+                }
             }
         }
-    )*};
+    };
 }
 
 hot_rows!(Applied => applied, User => users, Sender => senders, SenderUse => uses, OutboxHead => heads);
+
+impl KnownRows {
+    /// What they hold, encoded; at most [`KNOWN_BYTES_MAX`].
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
 
 impl<'a> Txn<'a> {
     /// A view of a replica's state.
     #[must_use]
     pub fn new(store: &'a dyn Read, home: Home) -> Self {
+        Self::with_known(store, home, KnownRows::default())
+    }
+
+    /// A view of a replica's state of which some rows are known.
+    #[must_use]
+    pub fn with_known(store: &'a dyn Read, home: Home, known: KnownRows) -> Self {
         Self {
             store,
             home,
@@ -74,6 +126,7 @@ impl<'a> Txn<'a> {
             written: BTreeMap::new(),
             replaced: BTreeSet::new(),
             hot: HotRows::default(),
+            known,
         }
     }
 
@@ -85,8 +138,15 @@ impl<'a> Txn<'a> {
 
     /// Everything written: removed ranges first, then rows that were replaced, then single rows in key order.
     #[must_use]
-    pub fn into_ops(mut self) -> Vec<Op> {
+    pub fn into_ops(self) -> Vec<Op> {
+        self.finish().0
+    }
+
+    /// As [`Txn::into_ops`], with the rows that are known once all that is written.
+    #[must_use]
+    pub fn finish(mut self) -> (Vec<Op>, KnownRows) {
         self.flush();
+        self.known.learn(self.hot);
         let ranges = self.dropped.into_iter();
         let ranges = ranges.map(|range| Op::DeleteRange(Column::State, range));
         let replaced = self.replaced.into_iter();
@@ -95,7 +155,7 @@ impl<'a> Txn<'a> {
             Some(value) => Op::Put(Column::State, key, value),
             None => Op::Delete(Column::State, key),
         });
-        ranges.chain(replaced).chain(rows).collect()
+        (ranges.chain(replaced).chain(rows).collect(), self.known)
     }
 
     /// The value of a key, as this batch sees it. Not for hot rows.
@@ -198,7 +258,13 @@ impl<'a> Txn<'a> {
         if let Some(known) = R::table(&mut self.hot).get(&bytes) {
             return Ok(known.value.clone());
         }
-        let value: Option<R> = self.row(key)?;
+        let value: Option<R> = match R::known(&mut self.known).remove(&bytes) {
+            Some(known) => {
+                self.known.bytes -= known_bytes(&bytes, &known);
+                Some(known)
+            }
+            None => self.row(key)?,
+        };
         let known = HotValue {
             value: value.clone(),
             changed: false,
@@ -231,9 +297,13 @@ impl<'a> Txn<'a> {
     }
 
     fn set_hot<R: HotRow>(&mut self, key: &Key<'_>, value: Option<R>) {
+        let bytes = key.encode();
+        if let Some(known) = R::known(&mut self.known).remove(&bytes) {
+            self.known.bytes -= known_bytes(&bytes, &known);
+        }
         let changed = true;
         let value = HotValue { value, changed };
-        R::table(&mut self.hot).insert(key.encode(), value);
+        R::table(&mut self.hot).insert(bytes, value);
     }
 }
 
@@ -288,5 +358,87 @@ fn flush<R: HotRow>(rows: &mut Hot<R>, written: &mut BTreeMap<Bytes, Option<Byte
         row.changed = false;
         let value = row.value.as_ref().map(|value| value::encode(key, value));
         written.insert(key.clone(), value);
+    }
+}
+
+fn learn<R: HotRow>(known: &mut Known<R>, hot: Hot<R>, bytes: &mut usize) {
+    for (key, row) in hot {
+        if let Some(row) = row.value {
+            *bytes += known_bytes(&key, &row);
+            known.insert(key, row);
+        }
+    }
+}
+
+fn known_bytes(key: &[u8], row: &impl Message) -> usize {
+    key.len() + row.encoded_len()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::storage::memory::MemoryStore;
+    use crate::types::ReplicaId;
+
+    const HOME: Home = Home {
+        replica: ReplicaId(1),
+        generation: 0,
+    };
+
+    fn user(entries: u64) -> User {
+        User {
+            entries,
+            ..User::default()
+        }
+    }
+
+    fn entries(txn: &mut Txn<'_>, name: &str) -> Option<u64> {
+        let user: Option<User> = txn.hot(&Key::User(HOME, name)).unwrap();
+        user.map(|user| user.entries)
+    }
+
+    /// Goal: what the last batch left is what the next one sees, without a look at the store. Method: nothing is written to
+    /// the store.
+    #[test]
+    fn known_rows_are_those_that_the_last_batch_left() {
+        let store = MemoryStore::new();
+        let mut txn = Txn::new(&store, HOME);
+        for (name, count) in [("ann", 1), ("bob", 2), ("eve", 3)] {
+            txn.put_hot(&Key::User(HOME, name), user(count));
+        }
+        let (_, known) = txn.finish();
+
+        let mut txn = Txn::with_known(&store, HOME, known);
+        assert_eq!(entries(&mut txn, "ann"), Some(1));
+        txn.put_hot(&Key::User(HOME, "bob"), user(20));
+        txn.delete_hot::<User>(&Key::User(HOME, "eve"));
+        let (ops, known) = txn.finish();
+        assert_eq!(ops.len(), 2, "what was only read is not written");
+
+        let mut txn = Txn::with_known(&store, HOME, known);
+        let seen = ["ann", "bob", "eve"].map(|name| entries(&mut txn, name));
+        assert_eq!(seen, [Some(1), Some(20), None]);
+    }
+
+    #[test]
+    fn known_rows_are_bounded_and_counted() {
+        let store = MemoryStore::new();
+        let mut known = KnownRows::default();
+        let mut most = 0;
+        for number in 0..20_000 {
+            let mut txn = Txn::with_known(&store, HOME, known);
+            txn.put_hot(&Key::User(HOME, &format!("user{number}")), user(1));
+            known = txn.finish().1;
+            let users = known.users.iter();
+            let bytes: usize = users.map(|(key, row)| known_bytes(key, row)).sum();
+            assert_eq!(known.bytes(), bytes);
+            most = most.max(bytes);
+        }
+        assert!(
+            (KNOWN_BYTES_MAX / 2..=KNOWN_BYTES_MAX).contains(&most),
+            "{most}"
+        );
     }
 }
