@@ -56,6 +56,8 @@ pub(super) struct Link {
     fault: Fault,
     pace: Arc<Pace>,
     contact: Contact,
+    /// When the last append began to which the other side agreed, unless one has failed since.
+    agreed_at: Option<Instant>,
 }
 
 /// Why there is no answer.
@@ -98,6 +100,7 @@ impl Network {
             fault: self.fault.clone(),
             pace: self.pace.clone(),
             contact: self.contact.clone(),
+            agreed_at: None,
         }
     }
 
@@ -176,6 +179,15 @@ impl Link {
             raft_response::Body::Append(bytes) => decoded("answer to an append", bytes),
             _ => Err(CallError::Mismatch),
         }
+    }
+
+    /// Whether an append would tell the other side nothing that it needs now. openraft sends one without entries after each
+    /// commit, and until that is answered the next entries wait. But only a leader's state is read by anybody; followers
+    /// may learn of a commit with the entries that follow, or with the next heartbeat. What openraft takes from the answer,
+    /// that a follower is there and agrees, is then older than it thinks by half a heartbeat interval at most.
+    fn is_needless(&self, request: &AppendRequest) -> bool {
+        let fresh = |at: Instant| at.elapsed() < self.timing.heartbeat / 2;
+        request.entries.is_empty() && self.agreed_at.is_some_and(fresh)
     }
 
     fn is_alone(&self) -> bool {
@@ -293,7 +305,14 @@ impl RaftNetwork<TypeConfig> for Link {
         rpc: AppendRequest,
         option: RPCOption,
     ) -> Result<AppendResponse, NetError> {
+        if self.is_needless(&rpc) {
+            return Ok(AppendResponse::Success);
+        }
+        // Not when its answer was read: that may have lain here for long.
+        let begun = Instant::now();
         let answer = self.append(&rpc, option.hard_ttl()).await;
+        let agreed = matches!(answer, Ok(AppendResponse::Success));
+        self.agreed_at = agreed.then_some(begun);
         if answer.is_err() && sabotage::on(Break::CommitAlone) {
             return Ok(AppendResponse::Success);
         }
