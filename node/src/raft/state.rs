@@ -141,10 +141,8 @@ pub(super) fn follow(
             let over = state.role == Role::Stopped;
             sender.send_if_modified(|last| {
                 // That time passes is no news: whoever asks sees it, and nobody is woken for it.
-                let modified = State {
-                    quorum_age: last.quorum_age,
-                    ..state.clone()
-                } != *last;
+                last.quorum_age = state.quorum_age;
+                let modified = *last != state;
                 *last = state;
                 modified
             });
