@@ -71,6 +71,8 @@ pub struct Frames {
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Taken from the queues and not yet in a frame: at most twice `messages_max`.
     taken: VecDeque<Waiting>,
+    /// Others were let go first since something came.
+    has_yielded: bool,
     messages_max: usize,
     bytes_max: usize,
     messages: ::metrics::Histogram,
@@ -89,6 +91,7 @@ impl Frames {
             pushes,
             closed: Box::pin(closed.cancelled_owned()),
             taken: VecDeque::new(),
+            has_yielded: false,
             messages_max: bounds.frame_messages_max,
             bytes_max: bounds.frame_bytes_max,
             messages: metrics::FRAME_MESSAGES.handle(),
@@ -157,11 +160,19 @@ impl Stream for Frames {
             return Poll::Ready(None);
         }
         loop {
+            if this.taken.is_empty() && !ready!(this.poll_take(cx)) {
+                return Poll::Ready(None);
+            }
+            // Who runs next may have something to send, too: under load a frame then holds many messages, and the idle lose
+            // nothing.
+            if !std::mem::replace(&mut this.has_yielded, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let _ = this.poll_take(cx);
+            this.has_yielded = false;
             if let Some(frame) = this.frame() {
                 return Poll::Ready(Some(frame));
-            }
-            if !ready!(this.poll_take(cx)) {
-                return Poll::Ready(None);
             }
         }
     }
