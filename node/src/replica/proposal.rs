@@ -15,6 +15,15 @@ pub fn encode(command: command::Command) -> Proposal {
         _ => 1,
     };
     let sends = matches!(command, command::Command::Send(_));
+    // The client has gone on already; its tick or its receipt comes a moment later.
+    let may_wait = matches!(
+        command,
+        command::Command::Ack(_)
+            | command::Command::Read(_)
+            | command::Command::ReceiptAck(_)
+            | command::Command::Inbound(_)
+            | command::Command::OutboxTrim(_)
+    );
     let feature_level = level_of(&command);
     let command = Command {
         command: Some(command),
@@ -26,6 +35,7 @@ pub fn encode(command: command::Command) -> Proposal {
         feature_level,
         items: u32::try_from(items).unwrap_or(u32::MAX).max(1),
         sends,
+        may_wait,
     }
 }
 
@@ -43,7 +53,7 @@ pub(super) fn check(proposal: &Proposal) -> Result<(), Error> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use roost_proto::storage::{Batch, EncodedBatch, Limits};
+    use roost_proto::storage::{Ack, Batch, EncodedBatch, Limits};
 
     use super::*;
     use crate::testing::{add, messages};
@@ -80,9 +90,10 @@ mod tests {
     #[test]
     fn what_a_leader_must_know_stands_beside() {
         let three = encode(messages("bob", 1..=3));
-        assert_eq!((three.items, three.sends), (3, true));
+        assert_eq!((three.items, three.sends, three.may_wait), (3, true, false));
         let add = encode(add("bob"));
-        assert_eq!((add.items, add.sends), (1, false));
+        assert_eq!((add.items, add.sends, add.may_wait), (1, false, false));
+        assert!(encode(command::Command::Ack(Ack::default())).may_wait);
     }
 
     #[test]

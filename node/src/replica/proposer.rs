@@ -1,7 +1,8 @@
 //! Proposing: whatever waits rides in one Raft entry, and one entry at a time is on its way.
 //!
 //! Batching decides everything here: one proposal in flight with all that waited behind it gives several times the
-//! throughput of one command an entry. Order: commands are applied in the order they were queued.
+//! throughput of one command an entry. What nobody waits for waits for company. Order: commands are applied in the order
+//! they were queued.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use roost_proto::storage::{EncodedBatch, Limits, Outcome, Proposal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::clock::ShardClock;
@@ -38,6 +40,9 @@ pub struct Bounds {
 /// What to tell a caller who came when the queue was full, milliseconds.
 const OVERLOAD_RETRY_MS: u64 = 50;
 
+/// How long after a proposal began the next one waits for company, if nobody waits for what it holds.
+const GATHER: Duration = Duration::from_millis(50);
+
 /// The way into a shard's log.
 pub(super) struct Proposer {
     queue: mpsc::Sender<Waiting>,
@@ -54,6 +59,10 @@ struct Waiting {
 impl Waiting {
     fn bytes(&self) -> u64 {
         self.proposal.command.len() as u64
+    }
+
+    fn is_urgent(&self) -> bool {
+        !self.proposal.may_wait
     }
 }
 
@@ -79,6 +88,7 @@ impl Proposer {
             is_paused,
             pending_bytes: Arc::clone(&pending_bytes),
             carried: VecDeque::new(),
+            last_began: Instant::now(),
             pending_gauge: metrics::PENDING_PROPOSALS.of(shard),
             bytes_gauge: metrics::PENDING_BYTES.of(shard),
         };
@@ -129,8 +139,10 @@ struct Task {
     waiting: mpsc::Receiver<Waiting>,
     is_paused: watch::Receiver<bool>,
     pending_bytes: Arc<AtomicU64>,
-    /// Taken from the queue, but too much for the last batch; at most one batch's worth.
+    /// Taken from the queue for the next batch, or too much for the last; at most one batch's worth.
     carried: VecDeque<Waiting>,
+    /// When the last proposal began.
+    last_began: Instant,
     pending_gauge: ::metrics::Gauge,
     bytes_gauge: ::metrics::Gauge,
 }
@@ -139,32 +151,57 @@ impl Task {
     async fn run(mut self) {
         let batch_commands = metrics::BATCH_COMMANDS.handle();
         let latency = metrics::PROPOSE_LATENCY.handle();
-        let mut taken = Vec::new();
-        loop {
-            let room = self
-                .bounds
-                .batch_entries_max
-                .saturating_sub(self.carried.len());
-            if self.carried.is_empty() && self.waiting.recv_many(&mut taken, room).await == 0 {
-                return;
-            }
-            while taken.len() < room
-                && let Ok(more) = self.waiting.try_recv()
-            {
-                taken.push(more);
-            }
-            self.carried.extend(taken.drain(..));
+        while self.gather().await {
             // Fails only when the proposer itself is gone, and then nobody waits.
             if self.is_paused.wait_for(|paused| !paused).await.is_err() {
                 return;
             }
+            self.take_what_came();
             let (proposals, replies) = self.next_batch();
             batch_commands.record(proposals.len() as f64);
-            let started = tokio::time::Instant::now();
+            self.last_began = Instant::now();
             let outcomes = self.propose(proposals).await;
-            latency.record(started.elapsed());
+            latency.record(self.last_began.elapsed());
             answer(replies, outcomes);
         }
+    }
+
+    /// Waits for something to propose: what nobody waits for only so that more comes along, for [`GATHER`] after the last
+    /// proposal. False when nothing will come any more.
+    async fn gather(&mut self) -> bool {
+        let until = self.last_began + GATHER;
+        let mut taken = Vec::new();
+        let mut urgent = self.carried.iter().any(Waiting::is_urgent);
+        while !urgent && self.room() > 0 {
+            let more = self.waiting.recv_many(&mut taken, self.room());
+            let came = match self.carried.is_empty() {
+                true => more.await,
+                false => match tokio::time::timeout_at(until, more).await {
+                    Ok(came) => came,
+                    Err(_) => return true,
+                },
+            };
+            if came == 0 {
+                return false;
+            }
+            urgent = taken.iter().any(Waiting::is_urgent);
+            self.carried.extend(taken.drain(..));
+        }
+        true
+    }
+
+    fn take_what_came(&mut self) {
+        while self.room() > 0
+            && let Ok(more) = self.waiting.try_recv()
+        {
+            self.carried.push_back(more);
+        }
+    }
+
+    fn room(&self) -> usize {
+        self.bounds
+            .batch_entries_max
+            .saturating_sub(self.carried.len())
     }
 
     fn next_batch(&mut self) -> (Vec<Proposal>, Vec<oneshot::Sender<Result<Outcome, Error>>>) {

@@ -2,7 +2,7 @@
 
 use futures::FutureExt as _;
 use futures::future::join_all;
-use roost_proto::storage::{command, outcome};
+use roost_proto::storage::{Ack, command, outcome};
 
 use super::*;
 use crate::replica::proposal::encode;
@@ -25,6 +25,11 @@ fn start(group: &Arc<Group>, bounds: Bounds) -> Proposer {
         bounds,
         CancellationToken::new(),
     )
+}
+
+/// Nobody waits for it.
+fn ack() -> command::Command {
+    command::Command::Ack(Ack::default())
 }
 
 fn entries(group: &Group) -> u64 {
@@ -152,4 +157,36 @@ async fn only_a_leader_proposes() {
     group.shutdown().await;
     let refused = proposer.propose(encode(add("bob"))).await;
     assert!(matches!(refused, Err(Error::NoReplica)), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_waits_for_company_and_not_for_long() {
+    let group = leader().await;
+    let proposer = start(&group, BOUNDS);
+    tokio::time::sleep(GATHER).await;
+    let began = Instant::now();
+    assert!(proposer.propose(encode(ack())).await.is_ok());
+    assert!(began.elapsed() < GATHER, "an idle shard proposes at once");
+
+    let before = entries(&group);
+    let early = proposer.propose(encode(ack()));
+    let later = async {
+        tokio::time::sleep(GATHER / 5).await;
+        proposer.propose(encode(ack())).await
+    };
+    let (early, later) = futures::join!(early, later);
+    assert!(early.is_ok() && later.is_ok());
+    assert!(began.elapsed() >= GATHER, "a busy one gathers");
+    assert_eq!(entries(&group), before + 1);
+
+    let (before, began) = (entries(&group), Instant::now());
+    let patient = proposer.propose(encode(ack()));
+    let urgent = async {
+        tokio::time::sleep(GATHER / 5).await;
+        proposer.propose(encode(add("bob"))).await
+    };
+    let (patient, urgent) = futures::join!(patient, urgent);
+    assert!(patient.is_ok() && urgent.is_ok());
+    assert!(began.elapsed() < GATHER, "it rides with what is urgent");
+    assert_eq!(entries(&group), before + 1);
 }
