@@ -15,6 +15,10 @@ use parking_lot::{Condvar, Mutex};
 use super::{Error, Store};
 use crate::sabotage::{self, Break};
 
+/// Between the beginnings of two syncs. A disk that syncs faster would be asked several times for what one sync could
+/// do, each time with wake-ups on every node; a slower one never waits for this.
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
+
 /// Told when what it waited for is durable. Must not block.
 pub type Callback = Box<dyn FnOnce() + Send>;
 
@@ -136,7 +140,12 @@ impl Drop for Syncer {
 
 impl Shared {
     fn run(&self) {
+        let mut last_began: Option<Instant> = None;
         while self.wait_for_work() && !self.failed.load(Ordering::Acquire) {
+            if let Some(last_began) = last_began {
+                thread::sleep(INTERVAL_MIN.saturating_sub(last_began.elapsed()));
+            }
+            last_began = Some(Instant::now());
             self.sync_waiting();
         }
     }
