@@ -154,9 +154,11 @@ impl Receive {
     /// Passes on what became free. While attaching it waits: the request that is under way speaks of less room, and
     /// without this a full window would stay shut.
     fn grant(&mut self) {
-        if self.ungranted.is_worth_a_grant()
-            && let Link::Attached(attached) = &self.link
-        {
+        let is_worth_it = match &self.window {
+            Some(window) => window.wants_granted(&self.ungranted),
+            None => false,
+        } || self.ungranted.notices >= WINDOW_NOTICES / 4;
+        if is_worth_it && let Link::Attached(attached) = &self.link {
             attached.grant(std::mem::take(&mut self.ungranted));
         }
     }
@@ -279,13 +281,6 @@ impl Receive {
     }
 }
 
-impl Room {
-    /// Room for notices is granted by the quarter, not one by one.
-    fn is_worth_a_grant(&self) -> bool {
-        self.entries > 0 || self.notices >= WINDOW_NOTICES / 4
-    }
-}
-
 impl Window {
     fn new(start: Start) -> Self {
         Self {
@@ -294,6 +289,12 @@ impl Window {
             unacknowledged: VecDeque::new(),
             bytes: 0,
         }
+    }
+
+    /// Room is granted by the quarter, not one by one: the leader has the rest meanwhile.
+    fn wants_granted(&self, room: &Room) -> bool {
+        let (entries, bytes) = (self.start.window_entries / 4, self.start.window_bytes / 4);
+        room.entries >= entries.max(1) || room.bytes >= bytes.max(1)
     }
 
     fn handed(&self) -> Cursor {

@@ -21,6 +21,15 @@ fn receive(script: &Arc<Script>) -> Receive {
 }
 
 fn receive_when(script: &Arc<Script>, on_first_frame: bool) -> Receive {
+    receive_within(script, on_first_frame, 3, 100)
+}
+
+fn receive_within(
+    script: &Arc<Script>,
+    on_first_frame: bool,
+    window_entries: u32,
+    window_bytes: u64,
+) -> Receive {
     let config = Config::default();
     let identity = Identity {
         user: UserId::parse("bob").unwrap(),
@@ -35,8 +44,8 @@ fn receive_when(script: &Arc<Script>, on_first_frame: bool) -> Receive {
     let wanted = Wanted {
         attach: Some(Start {
             cursor: cursor(0),
-            window_entries: 3,
-            window_bytes: 100,
+            window_entries,
+            window_bytes,
             epoch: Epoch {
                 counter: 5,
                 ..Epoch::default()
@@ -134,6 +143,33 @@ async fn an_ack_makes_room_and_only_for_what_was_handed_over() {
     assert_eq!(receive.on_ack(Some(cursor(2))), Ok(cursor(2)));
     assert_eq!(receive.on_ack(Some(cursor(1))), Ok(cursor(1)), "again");
     assert_eq!(script.granted(), [room(2, 20)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_is_granted_by_the_quarter() {
+    let script = attaching();
+    let mut receive = receive_within(&script, false, 12, 1000);
+    settle(&mut receive).await;
+    let (_, pushes) = script.newest_attachment();
+    pushes.send(entries(1..=9)).unwrap();
+    receive.next().await;
+    for seq in 1..=9 {
+        receive.on_ack(Some(cursor(seq))).unwrap();
+    }
+    assert_eq!(script.granted(), [room(3, 30); 3]);
+
+    let mut receive = receive_within(&script, false, 100, 80);
+    settle(&mut receive).await;
+    let (_, pushes) = script.newest_attachment();
+    pushes.send(entries(1..=3)).unwrap();
+    receive.next().await;
+    receive.on_ack(Some(cursor(1))).unwrap();
+    receive.on_ack(Some(cursor(2))).unwrap();
+    assert_eq!(
+        script.granted().last(),
+        Some(&room(2, 20)),
+        "bytes count too"
+    );
 }
 
 #[tokio::test(start_paused = true)]
