@@ -20,6 +20,8 @@ pub(super) struct Facts {
     pub(super) deliveries: Vec<Delivery>,
     /// By user.
     acks: BTreeMap<String, Vec<Mark>>,
+    /// Who asked for what, by device.
+    asked: BTreeMap<Device, Vec<(ClientRun, Mark)>>,
     /// What is known to be committed, by device.
     committed: BTreeMap<Device, Vec<Mark>>,
     /// By reader and sender.
@@ -260,6 +262,8 @@ impl Facts {
         };
         let of_user = self.acks.entry(device.user.clone());
         of_user.or_default().push(mark);
+        let asked = self.asked.entry(device.clone()).or_default();
+        asked.push((client, mark));
         if committed {
             self.committed.entry(device).or_default().push(mark);
         }
@@ -278,6 +282,18 @@ impl Facts {
     /// Acknowledgements by any device of a user.
     pub(super) fn acks(&self, user: &str) -> impl Iterator<Item = Mark> + '_ {
         self.acks.get(user).into_iter().flatten().copied()
+    }
+
+    /// Whether another client of the device asked before to have a place acknowledged.
+    pub(super) fn another_asked(
+        &self,
+        device: &Device,
+        client: ClientRun,
+        place: Place,
+        before: When,
+    ) -> bool {
+        let mut asked = self.asked.get(device).into_iter().flatten();
+        asked.any(|(by, mark)| *by != client && mark.when < before && mark.covers(place))
     }
 
     /// Whether a device's acknowledgement of a place was committed before.

@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 
 use super::facts::{Client, Facts, Incoming, Message};
 use super::{MessageKey, Violation};
-use crate::history::{Device, Place};
+use crate::history::{ClientRun, Device, Place};
 
 pub(super) fn check(facts: &Facts) -> Vec<Violation> {
-    let mut found: Vec<Violation> = facts.clients.values().flat_map(queue).collect();
+    let mut found: Vec<Violation> = facts
+        .clients
+        .iter()
+        .flat_map(|(run, client)| queue(facts, *run, client))
+        .collect();
     let places = places(facts);
     for client in facts.clients.values() {
         for conversation in conversations(facts, client) {
@@ -20,24 +24,30 @@ pub(super) fn check(facts: &Facts) -> Vec<Violation> {
     found
 }
 
-/// What one client receives goes up by one, except over ranges that it was told have expired.
-fn queue(client: &Client) -> Vec<Violation> {
+/// What one client receives goes up by one, except over ranges that it was told have expired, and over what an earlier
+/// client of its device had: that one's acknowledgement may be committed when this one, which lacks its cursor, receives.
+fn queue(facts: &Facts, run: ClientRun, client: &Client) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut last = client.cursor;
-    for (_, incoming) in &client.incoming {
+    for (when, incoming) in &client.incoming {
         let (first, end) = match *incoming {
             Incoming::Entry(place) => (place, place),
             Incoming::Skipped(first, seq) => (first, Place { seq, ..first }),
         };
         if let Some(last) = last {
-            found.extend(step(&client.device, last, first));
+            let between = Place {
+                seq: first.seq.saturating_sub(1),
+                ..first
+            };
+            let had = facts.another_asked(&client.device, run, between, *when);
+            found.extend(step(&client.device, last, first, had));
         }
         last = Some(last.map_or(end, |last| last.max(end)));
     }
     found
 }
 
-fn step(device: &Device, first: Place, then: Place) -> Option<Violation> {
+fn step(device: &Device, first: Place, then: Place, had: bool) -> Option<Violation> {
     let device = device.clone();
     // The same place again is a duplicate, which is told elsewhere.
     if then < first {
@@ -48,7 +58,7 @@ fn step(device: &Device, first: Place, then: Place) -> Option<Violation> {
         });
     }
     let same_queue = then.incarnation == first.incarnation;
-    (same_queue && then.seq > first.seq + 1).then_some(Violation::QueueGap {
+    (same_queue && then.seq > first.seq + 1 && !had).then_some(Violation::QueueGap {
         device,
         first,
         then,

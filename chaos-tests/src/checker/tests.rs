@@ -425,6 +425,33 @@ fn a_queue_that_goes_back_or_jumps_is_found() {
     );
 }
 
+/// Goal: a device that has lost its cursor may miss what it acknowledged before, and nothing else. Method: the
+/// acknowledgement of two by an earlier client of the device is committed while the next client receives. Found by a
+/// simulated run in which a cut had held that acknowledgement up.
+#[test]
+fn what_a_device_acknowledged_before_is_no_gap() {
+    const AGAIN: ClientRun = ClientRun(4);
+    let story = |asked: u64| {
+        let mut story = Story::new();
+        story.sends(&["a", "b", "c"]);
+        story.delivered(FIRST, "a", 1).delivered(FIRST, "b", 2);
+        story.add(Event::AckCalled {
+            client: FIRST,
+            cursor: place(asked),
+        });
+        story.starts(AGAIN, device(BOB, 1), None);
+        story.delivered(AGAIN, "a", 1).delivered(AGAIN, "c", 3);
+        story.check()
+    };
+    assert_eq!(story(2), []);
+    let gap = Violation::QueueGap {
+        device: device(BOB, 1),
+        first: place(1),
+        then: place(3),
+    };
+    assert_eq!(story(1), [gap]);
+}
+
 /// Goal: a hole in a conversation is found even when the queue's numbers are dense and no answer ever came. Method: the
 /// middle one of three is missing.
 #[test]
