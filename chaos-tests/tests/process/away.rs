@@ -73,14 +73,16 @@ async fn a_node_away_for_longer_than_the_log_comes_back_by_snapshot() -> Result<
     });
     sent += both.await??.0;
 
+    until(LIMIT, "the node that was away leads again", async || {
+        Ok((led_by(&lab, AWAY, &users).await? > 0).then_some(()))
+    })
+    .await?;
     let mut led = 0;
     let few = random_bodies(20, BODY_BYTES);
     for victim in (1..=3).filter(|k| *k != AWAY) {
         lab.kill(victim).await?;
         sent += to_all(&sender, &users, &format!("without-{victim}"), &few).await?;
-        for user in &users {
-            led += usize::from(lab.leader_of(&user.user).await? == AWAY);
-        }
+        led += led_by(&lab, AWAY, &users).await?;
         lab.restart(victim).await?;
         caught_up(&lab).await?;
     }
@@ -93,6 +95,15 @@ async fn a_node_away_for_longer_than_the_log_comes_back_by_snapshot() -> Result<
         drained(&lab.history, user);
     }
     lab.pass().await
+}
+
+/// Of how many of these users' shards a node leads.
+async fn led_by(lab: &Lab, node: u16, users: &[Credentials]) -> Result<usize> {
+    let mut led = 0;
+    for user in users {
+        led += usize::from(lab.leader_of(&user.user).await? == node);
+    }
+    Ok(led)
 }
 
 /// The same messages to each, and how many that were.
