@@ -1,6 +1,6 @@
 //! From the ring to a placement: each shard's replicas and preferred leader, with bounded load.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use roost_proto::storage::{ReplicaPlacement, ShardPlacement};
 
@@ -45,24 +45,33 @@ fn spread(nodes: &[NodeId], shards: &[ShardId], copies: usize) -> Vec<Vec<usize>
     let ring = Ring::new(nodes);
     let load_max = load_max(nodes.len(), shards.len(), copies);
     let mut room = vec![load_max; nodes.len()];
+    let mut left = load_max * nodes.len();
     let mut held = Vec::with_capacity(shards.len());
     for (placed, &shard) in shards.iter().enumerate() {
         let after = shards.len() - placed - 1;
         // What the shards after this one can still use, beyond what they need. A node with more room than there are
         // shards to come costs nothing; each other one costs one of these, so that no later shard finds too few nodes.
-        let usable: usize = room.iter().map(|&room| room.min(after)).sum();
+        let usable: usize = match after >= load_max {
+            true => left,
+            false => room.iter().map(|&room| room.min(after)).sum(),
+        };
         let mut spare = usable - after * copies;
         let mut holders = Vec::with_capacity(copies);
         for node in ring.preference(shard) {
+            // With many nodes the walk over all of them would be nearly all of the work.
+            if holders.len() == copies {
+                break;
+            }
             let Ok(at) = nodes.binary_search(&node) else {
                 continue;
             };
             let scarce = room[at] <= after;
-            if holders.len() == copies || room[at] == 0 || (scarce && spare == 0) {
+            if room[at] == 0 || (scarce && spare == 0) {
                 continue;
             }
             spare -= usize::from(scarce);
             room[at] -= 1;
+            left -= 1;
             holders.push(at);
         }
         held.push(holders);
@@ -73,43 +82,44 @@ fn spread(nodes: &[NodeId], shards: &[ShardId], copies: usize) -> Vec<Vec<usize>
 /// Puts each shard's leader first so that nodes lead as evenly as the placement allows: while a node leads two more
 /// than another, leaderships move along the shortest chain of shards between such two.
 fn even_leaders(held: &mut [Vec<usize>], nodes: usize) {
-    let mut leads = vec![0_usize; nodes];
-    for holders in held.iter() {
+    // The shards that each node leads, in order: to look for them among all would cost nodes times shards for each move.
+    let mut led = vec![BTreeSet::new(); nodes];
+    for (shard, holders) in held.iter().enumerate() {
         if let Some(&first) = holders.first() {
-            leads[first] += 1;
+            led[first].insert(shard);
         }
     }
     // Each chain makes the sum of squares smaller, so this ends; the bound is for the reader.
     for _ in 0..held.len() * nodes {
-        if !(0..nodes).any(|from| move_one(held, &mut leads, from)) {
+        let least = led.iter().map(BTreeSet::len).min().unwrap_or(0);
+        let moved =
+            (0..nodes).any(|from| led[from].len() >= least + 2 && move_one(held, &mut led, from));
+        if !moved {
             return;
         }
     }
 }
 
 /// Moves one leadership away from a node, to one that leads at least two fewer. False if there is no way.
-fn move_one(held: &mut [Vec<usize>], leads: &mut [usize], from: usize) -> bool {
+fn move_one(held: &mut [Vec<usize>], led: &mut [BTreeSet<usize>], from: usize) -> bool {
     // How each node was reached: the shard whose leadership would move there.
-    let mut reached: Vec<Option<usize>> = vec![None; leads.len()];
+    let mut reached: Vec<Option<usize>> = vec![None; led.len()];
     let mut waiting = VecDeque::from([from]);
     while let Some(node) = waiting.pop_front() {
-        if leads[node] + 2 <= leads[from] {
+        if led[node].len() + 2 <= led[from].len() {
             let mut node = node;
-            leads[node] += 1;
-            leads[from] -= 1;
             while node != from {
                 let Some(shard) = reached[node] else { break };
                 let before = held[shard][0];
                 lead(&mut held[shard], node);
+                led[before].remove(&shard);
+                led[node].insert(shard);
                 node = before;
             }
             return true;
         }
-        for (shard, holders) in held.iter().enumerate() {
-            if holders.first() != Some(&node) {
-                continue;
-            }
-            for &next in &holders[1..] {
+        for &shard in &led[node] {
+            for &next in &held[shard][1..] {
                 if next != from && reached[next].is_none() {
                     reached[next] = Some(shard);
                     waiting.push_back(next);
