@@ -24,11 +24,11 @@ use crate::storage::value;
 use crate::types::{NodeId, ReplicaId, ShardId};
 
 /// Between two rounds.
-const TICK: Duration = Duration::from_secs(1);
+pub const TICK: Duration = Duration::from_secs(1);
 /// How long another node may take to say what time it is; a slower answer would say little.
 const CLOCK_WITHIN: Duration = Duration::from_millis(500);
 /// Between two looks at the meta shard, for nodes that hold no replica of it.
-const REFRESH: Duration = Duration::from_secs(5);
+pub const REFRESH: Duration = Duration::from_secs(5);
 /// How long a preferred leader has to be well before it gets its leaderships back.
 const SETTLED: Duration = Duration::from_secs(5);
 /// How long a shard is left alone whose leadership could not be handed over: each attempt holds its proposals back.

@@ -1,4 +1,4 @@
-//! What people type: `cargo xtask up`, `demo`, `test`, `chaos`, `bench`.
+//! What people type: `cargo xtask up`, `demo`, `test`, `chaos`, `bench`, `capacity`.
 //!
 //! It makes a machine able to build Roost, runs what continuous integration runs, and starts the binaries that other
 //! packages build. It depends on no other package of the workspace, so that it compiles in seconds before anything is
@@ -7,10 +7,11 @@
 //!
 //! One noun per file: [`workspace`] is this checkout and its cargo, [`packages`] what the system must have,
 //! [`rocksdb`] the library compiled once per machine, [`dependencies`] the review of licences and duplicates, [`unused`] of what nobody uses,
-//! [`once`] the proof of it, [`checks`] everything `test` runs, [`chaos`] the cluster under attack, [`bench`] what it costs, [`story`] `up` and
-//! `demo`.
+//! [`once`] the proof of it, [`checks`] everything `test` runs, [`chaos`] the cluster under attack, [`bench`] what it costs, [`capacity`] how many
+//! nodes that makes, [`story`] `up` and `demo`.
 
 mod bench;
+mod capacity;
 mod chaos;
 mod checks;
 mod compiler;
@@ -37,6 +38,7 @@ usage: cargo xtask COMMAND
   test [--full]     everything that continuous integration runs; --full adds what takes long
   chaos [OPTIONS]   break a cluster under load and check its promises; --list names the ways, --help the options
   bench [OPTIONS]   measure the release build: --row A,B, --json FILE, --quick; --help the options
+  capacity          how many nodes a number of users needs; --write docs/CAPACITY.md, --check docs/CAPACITY.md
   build             build the roost binary and say where it is
   rocksdb           only make sure that RocksDB's static library is there, and say where
   rocksdb --prove   build in several ways, and show that none of RocksDB is compiled again";
@@ -55,6 +57,9 @@ fn main() -> ExitCode {
         ["chaos", options @ ..] => chaos(options),
         ["bench", options @ ..] => {
             ready().and_then(|workspace| bench::run_with(&workspace, options))
+        }
+        ["capacity", options @ ..] => {
+            ready().and_then(|workspace| capacity::run_with(&workspace, options))
         }
         ["build"] => build(),
         ["rocksdb"] => library(),
