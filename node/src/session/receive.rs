@@ -154,10 +154,9 @@ impl Receive {
     /// Passes on what became free. While attaching it waits: the request that is under way speaks of less room, and
     /// without this a full window would stay shut.
     fn grant(&mut self) {
-        let is_worth_it = match &self.window {
-            Some(window) => window.wants_granted(&self.ungranted),
-            None => false,
-        } || self.ungranted.notices >= WINDOW_NOTICES / 4;
+        let (window, room) = (self.window.as_ref(), &self.ungranted);
+        let is_worth_it = room.notices >= WINDOW_NOTICES / 4
+            || window.is_some_and(|window| window.is_worth_a_grant(room));
         if is_worth_it && let Link::Attached(attached) = &self.link {
             attached.grant(std::mem::take(&mut self.ungranted));
         }
@@ -292,7 +291,7 @@ impl Window {
     }
 
     /// Room is granted by the quarter, not one by one: the leader has the rest meanwhile.
-    fn wants_granted(&self, room: &Room) -> bool {
+    fn is_worth_a_grant(&self, room: &Room) -> bool {
         let (entries, bytes) = (self.start.window_entries / 4, self.start.window_bytes / 4);
         room.entries >= entries.max(1) || room.bytes >= bytes.max(1)
     }
