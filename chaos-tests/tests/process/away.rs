@@ -11,7 +11,10 @@ use tokio::sync::watch;
 use crate::files::{Marks, random_bodies};
 use crate::{ANN, LIMIT};
 
-const SHARDS: u32 = 4;
+/// With the meta shard three leaderships for each node, so that each leads some user's shard.
+const SHARDS: u32 = 8;
+/// A leadership that could not be handed over is left alone for a minute.
+const LEADS_WITHIN: Duration = Duration::from_secs(90);
 const AWAY: u16 = 3;
 const BODY_BYTES: usize = 4 << 10;
 /// Old entries leave the logs, and then the files, within seconds.
@@ -73,9 +76,11 @@ async fn a_node_away_for_longer_than_the_log_comes_back_by_snapshot() -> Result<
     });
     sent += both.await??.0;
 
-    until(LIMIT, "the node that was away leads again", async || {
-        Ok((led_by(&lab, AWAY, &users).await? > 0).then_some(()))
-    })
+    until(
+        LEADS_WITHIN,
+        "the node that was away leads again",
+        async || Ok((led_by(&lab, AWAY, &users).await? > 0).then_some(())),
+    )
     .await?;
     let mut led = 0;
     let few = random_bodies(20, BODY_BYTES);
