@@ -270,7 +270,7 @@ impl Node {
         self.signal("continue", Signal::CONT)
     }
 
-    /// SIGSTOP: the process stands still, its connections stay open.
+    /// SIGSTOP: the process stands still a moment later, its connections stay open.
     ///
     /// # Errors
     ///

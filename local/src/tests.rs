@@ -95,19 +95,26 @@ fn script(dir: &Path, body: &str) -> std::io::Result<PathBuf> {
         .ok_or_else(|| std::io::Error::other("cannot write the script"))
 }
 
-/// Whether the process exists and is not a zombie that nobody has waited for.
+/// The state of a process as proc(5) names it: `Z` is a zombie that nobody has waited for.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
 fn alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, state)| !state.starts_with('Z'))
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+async fn becomes(pid: u32, wanted: impl Fn(u32) -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while !wanted(pid) && Instant::now() < deadline {
+        sleep(Duration::from_millis(20)).await;
+    }
+    wanted(pid)
 }
 
 async fn gone(pid: u32) -> bool {
-    let deadline = Instant::now() + PATIENCE;
-    while alive(pid) && Instant::now() < deadline {
-        sleep(Duration::from_millis(20)).await;
-    }
-    !alive(pid)
+    becomes(pid, |pid| !alive(pid)).await
 }
 
 #[tokio::test]
@@ -152,11 +159,11 @@ async fn a_paused_node_is_silent_until_it_goes_on() -> TestResult {
     let cluster = Cluster::start(config(dir.path())?.nodes(1)).await?;
     let node = cluster.node(1);
     node.pause()?;
-    assert!(
-        timeout(Duration::from_millis(300), node.get("/readyz"))
-            .await
-            .is_err()
-    );
+    let pid = node.pid().ok_or("it runs")?;
+    // The signal is on its way until the process next runs, on a busy machine for a moment.
+    assert!(becomes(pid, |pid| state(pid) == Some('T')).await);
+    let answer = timeout(Duration::from_millis(300), node.get("/readyz")).await;
+    assert!(answer.is_err(), "{answer:?}");
     node.resume()?;
     assert_eq!(node.get("/readyz").await?.status, 200);
     Ok(())
