@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::Error;
 
@@ -15,6 +16,8 @@ const KINDS: [(&str, u16); 3] = [("client", 0), ("peer", KIND_STEP), ("http", 2 
 /// no connection of a test takes the port of a node that is down for a moment.
 const BASE_FIRST: u16 = 20_000;
 const BASE_LAST: u16 = 32_400;
+
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Claims on base ports; they last as long as this process.
 static CLAIMS: Mutex<Vec<File>> = Mutex::new(Vec::new());
@@ -56,9 +59,17 @@ impl Addresses {
     }
 }
 
-/// Only "in use" counts: an address of another network namespace cannot be bound from here at all.
+/// Only "in use" counts: an address of another network namespace cannot be bound from here at all. Asked again after a
+/// while, because a listener closed here lives on in what another thread starts, until that has called exec.
 fn in_use(address: SocketAddr) -> bool {
-    TcpListener::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+    let refused = || {
+        let listener = TcpListener::bind(address);
+        listener.is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+    };
+    refused() && {
+        std::thread::sleep(ASK_AGAIN);
+        refused()
+    }
 }
 
 /// A base port whose ports for `nodes` nodes are all free on the loopback address.
@@ -75,7 +86,13 @@ pub fn free_base_port(nodes: u16) -> Result<u16, Error> {
         .step_by(usize::from(KINDS.len() as u16 * KIND_STEP))
         .flat_map(|block| (0..KIND_STEP / slot).map(move |i| block + i * slot));
     for base in bases {
-        if all_free(base, nodes) && claim(base, nodes) {
+        // Looking takes the ports for a moment, so only who has claimed them may look.
+        let Some(claim) = claim(base, nodes) else {
+            continue;
+        };
+        if all_free(base, nodes) {
+            let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+            claims.extend(claim);
             return Ok(base);
         }
     }
@@ -96,17 +113,11 @@ fn all_free(base: u16, nodes: u16) -> bool {
 }
 
 /// A claim is one lock per ten nodes' slot, whatever the number of nodes of who asks.
-fn claim(base: u16, nodes: u16) -> bool {
-    let locks: Option<Vec<File>> = (0..nodes.max(1))
+fn claim(base: u16, nodes: u16) -> Option<Vec<File>> {
+    (0..nodes.max(1))
         .step_by(10)
         .map(|offset| lock(base + offset))
-        .collect();
-    let Some(locks) = locks else { return false };
-    CLAIMS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .extend(locks);
-    true
+        .collect()
 }
 
 fn lock(base: u16) -> Option<File> {
