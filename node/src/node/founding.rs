@@ -8,6 +8,8 @@
 //! disk was wiped, is a new node: it waits until it is taken in, and never takes anybody's place. A node that lost only
 //! its store (see `rebuild`) asks for its cluster again, and founds nothing.
 
+mod round;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +34,7 @@ use crate::storage::rocks::steps;
 use crate::storage::{Batch, Store, value};
 use crate::types::{NodeId, ReplicaId};
 use crate::versions::{self, PEER_WIRE};
+use round::Round;
 
 /// Between two rounds of asking.
 const ROUND: Duration = Duration::from_millis(200);
@@ -53,16 +56,6 @@ pub(crate) struct Founding {
     admin_token: Mutex<Option<AdminToken>>,
     /// Where other nodes of this cluster have said that they are, since this process started; at most one a node.
     heard: Mutex<BTreeMap<NodeId, String>>,
-}
-
-/// What the answers of one round come to.
-enum Round {
-    /// A cluster that names this node.
-    Join(Box<Plan>, AdminToken),
-    /// All are empty and agree, and this node is the first.
-    Create(Vec<NodeRecord>),
-    /// Not yet, because of this.
-    Wait(String),
 }
 
 impl Founding {
@@ -177,13 +170,13 @@ impl Founding {
     /// # Errors
     /// A copied data directory.
     pub(crate) fn hear(&self, address: &str, answer: &Introduction) -> anyhow::Result<()> {
-        self.check_copy(address, answer)?;
+        round::check_copy(&self.introduction(), address, answer)?;
         let cluster = |plan: &Option<Plan>| plan.as_ref().map(|plan| plan.cluster_id.clone());
         if !self.is_of_this_cluster(answer) || cluster(&answer.plan) != cluster(&self.plan.borrow())
         {
             return Ok(());
         }
-        if let Err(reason) = check_versions(answer) {
+        if let Err(reason) = round::check_versions(answer) {
             tracing::warn!(
                 address,
                 reason,
@@ -194,16 +187,6 @@ impl Founding {
         Ok(())
     }
 
-    fn check_copy(&self, address: &str, answer: &Introduction) -> anyhow::Result<()> {
-        let id = answer.node.as_ref().map(|node| node.id.as_str());
-        if id == Some(&self.me.to_string()) && answer.instance != self.instance {
-            bail!(
-                "the node at {address} runs on a copy of this data directory; each node needs its own"
-            );
-        }
-        Ok(())
-    }
-
     /// Waits until this node belongs to a cluster, and returns the cluster as it was last known here.
     ///
     /// # Errors
@@ -211,7 +194,8 @@ impl Founding {
     pub(crate) async fn wait(&self, health: &NodeHealth) -> anyhow::Result<ClusterState> {
         let mut rounds = 0u32;
         while self.plan.borrow().is_none() {
-            match self.judge(self.ask(self.founders(), ANSWER_WITHIN).await)? {
+            let answers = self.ask(self.founders(), ANSWER_WITHIN).await;
+            match round::judge(&self.introduction(), answers)? {
                 Round::Join(plan, token) => {
                     tracing::info!(cluster = plan.cluster_id, "joins its cluster");
                     self.adopt(*plan, token)?;
@@ -288,98 +272,6 @@ impl Founding {
             (address, answer.ok())
         });
         futures::future::join_all(asked).await
-    }
-
-    fn judge(&self, answers: Vec<(String, Option<Introduction>)>) -> anyhow::Result<Round> {
-        let mine = self.introduction();
-        for (address, answer) in &answers {
-            let Some(answer) = answer else { continue };
-            self.check_copy(address, answer)?;
-            if let Err(reason) = check_versions(answer) {
-                return Ok(Round::Wait(format!("the node at {address}: {reason}")));
-            }
-            if answer.token_hash != mine.token_hash {
-                return Ok(Round::Wait(format!(
-                    "the node at {address} has another cluster.token"
-                )));
-            }
-        }
-        let known = answers.iter().find_map(|(address, answer)| {
-            let answer = answer.as_ref()?;
-            Some((address, answer.plan.clone()?, &answer.admin_token))
-        });
-        if let Some((address, plan, token)) = known {
-            if let Some(cluster_id) = self.cluster_id()
-                && plan.cluster_id != cluster_id
-            {
-                bail!(
-                    "the node at {address} belongs to cluster {}, and this one to {cluster_id}",
-                    plan.cluster_id
-                );
-            }
-            return Ok(
-                if plan.nodes.iter().any(|node| node.id == self.me.to_string()) {
-                    Round::Join(Box::new(plan), AdminToken::parse(token)?)
-                } else {
-                    Round::Wait(format!(
-                        "the node at {address} belongs to cluster {}, which does not know this node: its disk is empty, so it \
-                     is a new node, and a cluster does not take in new nodes yet",
-                        plan.cluster_id
-                    ))
-                },
-            );
-        }
-        if let Some(cluster_id) = self.cluster_id() {
-            return Ok(Round::Wait(format!(
-                "rebuilding: no node of cluster.initial_nodes answers that knows cluster {cluster_id}. Start the other nodes. \
-                 If all of them say this, their stores were damaged at once: what was set aside stays, delete nothing, and \
-                 see \"All nodes are damaged\" in docs/OPERATIONS.md"
-            )));
-        }
-        for (address, answer) in &answers {
-            let Some(answer) = answer else {
-                return Ok(Round::Wait(format!(
-                    "the node at {address} does not answer"
-                )));
-            };
-            // Its data may be all that is left of that cluster.
-            if !answer.cluster_id.is_empty() {
-                return Ok(Round::Wait(format!(
-                    "the node at {address} belongs to cluster {} and has lost its store; no other is founded with it",
-                    answer.cluster_id
-                )));
-            }
-            let agrees = (
-                answer.shards,
-                answer.replication_factor,
-                &answer.initial_nodes,
-            ) == (mine.shards, mine.replication_factor, &mine.initial_nodes);
-            if !agrees {
-                return Ok(Round::Wait(format!(
-                    "the node at {address} has other settings in [cluster]: shards, replication_factor and initial_nodes \
-                     must be the same on all"
-                )));
-            }
-        }
-        let nodes: Vec<NodeRecord> = answers
-            .into_iter()
-            .filter_map(|(_, answer)| answer?.node)
-            .collect();
-        let distinct: BTreeMap<&str, &NodeRecord> =
-            nodes.iter().map(|node| (node.id.as_str(), node)).collect();
-        if distinct.len() < nodes.len() {
-            return Ok(Round::Wait(
-                "two addresses in cluster.initial_nodes lead to the same node".to_owned(),
-            ));
-        }
-        match nodes.first() {
-            Some(first) if first.id == self.me.to_string() => Ok(Round::Create(nodes)),
-            Some(first) => Ok(Round::Wait(format!(
-                "node {} creates the cluster",
-                first.name
-            ))),
-            None => bail!("cluster.initial_nodes names nobody"),
-        }
     }
 
     /// A crash after the token was written and before the plan was leaves a token that no cluster has yet.
@@ -475,12 +367,6 @@ impl Doorkeeper for Founding {
     fn introduce(&self, introduction: Introduction) -> BoxFuture<'_, Introduction> {
         Box::pin(async move { self.answer(&introduction) })
     }
-}
-
-/// Whether this node can work with another, by the versions that both understand.
-fn check_versions(other: &Introduction) -> Result<(), String> {
-    let node = other.node.clone().unwrap_or_default();
-    versions::check_levels(node.feature_level_min, node.feature_level)
 }
 
 /// Where the admin token stands in a data directory.
