@@ -33,8 +33,8 @@ pub const REFRESH: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_secs(5);
 /// How long a shard is left alone whose leadership could not be handed over: each attempt holds its proposals back.
 const HAND_OVER_AGAIN: Duration = Duration::from_secs(60);
-/// Hand-overs in one round, so that a returning node is not flooded.
-const HAND_OVERS_MAX: usize = 4;
+/// Hand-overs to preferred nodes in one round, so that a returning node is not flooded.
+const RETURNS_MAX: usize = 4;
 
 /// What the controller works with.
 pub struct Controller {
@@ -210,10 +210,12 @@ impl Controller {
         refused: &mut BTreeMap<ShardId, Instant>,
     ) {
         let sheds = (self.disk_low)() || self.clock_is_off();
+        // A node that refuses messages lets go of everything at once.
+        let most = if sheds { usize::MAX } else { RETURNS_MAX };
         let mut moved = 0;
         for replica in self.replicas.all() {
             let shard = replica.shard();
-            if moved == HAND_OVERS_MAX || !replica.serves() || refused.contains_key(&shard) {
+            if moved == most || !replica.serves() || refused.contains_key(&shard) {
                 continue;
             }
             let Some((id, node)) = self.better_leader(&replica, sheds, &settled) else {
@@ -237,9 +239,14 @@ impl Controller {
         let placement = self.router.placement();
         let state = replica.group().state();
         let state = state.borrow();
+        // Whoever refuses messages does not wait until others have been well for long.
+        let well = |node: NodeId| match sheds {
+            true => self.vitals.may_lead(node),
+            false => settled(node),
+        };
         let fit = |(id, node): &&(ReplicaId, NodeId)| {
             *node != self.me
-                && settled(*node)
+                && well(*node)
                 && replica.group().hears(*id)
                 && state.nearly_caught_up(*id)
                 && state.voters.contains(id)

@@ -26,8 +26,8 @@ pub(super) fn retryable(code: Code, message: &str, retry_after_ms: u64) -> Error
 pub(super) fn from_router(error: &router::Error) -> Error {
     /// No majority: coming back at once would not help.
     const UNAVAILABLE_RETRY_MS: u64 = 500;
-    /// Room on a disk does not come quickly.
-    const DISK_LOW_RETRY_MS: u64 = 5_000;
+    /// By then a leader whose own disk is low has handed over. If all are low, it is not so often that it burdens them.
+    const DISK_LOW_RETRY_MS: u64 = 1_000;
     let message = error.to_string();
     match error {
         router::Error::Unavailable { .. } => {
