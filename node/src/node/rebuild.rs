@@ -25,6 +25,10 @@ use crate::types::{NodeId, ReplicaId, ShardId};
 /// With fewer, a shard that has lost a replica has no majority to change its members.
 const COPIES_MIN: u32 = 3;
 
+/// How many stores may stand set aside: the first, and those that were damaged before its rebuild had ended. Each may hold
+/// what no other node has any more, so none of them is deleted to make room for the next.
+const ASIDE_MAX: usize = 4;
+
 /// What a node starts with.
 pub(crate) struct Opened {
     pub(crate) store: Arc<dyn Store>,
@@ -38,7 +42,7 @@ pub(crate) struct Opened {
 /// A store that cannot be opened for another reason, or that must not be rebuilt: the words say what to do.
 pub(crate) fn open(config: &Config) -> anyhow::Result<Opened> {
     let kept = identity::read(&config.data_dir)?;
-    let (path, aside) = (keeper::store_path(config), aside_path(&config.data_dir));
+    let path = keeper::store_path(config);
     if let Some(kept) = &kept
         && !path.exists()
     {
@@ -49,13 +53,14 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<Opened> {
     let store = match (&kept, damaged) {
         (Some(kept), Some(reason)) => {
             may_rebuild(kept, &reason, &path)?;
-            if aside.exists() {
+            let Some(aside) = asides(&config.data_dir).find(|aside| !aside.exists()) else {
                 bail!(
-                    "{reason}. The store {} was set aside before, and its rebuild has not ended. Check this disk first. If \
-                     roost status shows every shard served without this node, remove {0} and start again; else keep it",
-                    aside.display()
+                    "{reason}. {ASIDE_MAX} stores were set aside in {} before, and no rebuild has ended since. Check this \
+                     disk first. If roost status shows every shard served without this node, remove them and start again; \
+                     else keep them",
+                    config.data_dir.display()
                 );
-            }
+            };
             tracing::error!(reason, aside = %aside.display(), "the store is damaged; it is set aside and rebuilt");
             damage::set_aside(&path, &aside)?;
             RocksStore::open(&path, &keeper::store_options(config))
@@ -94,9 +99,13 @@ fn may_rebuild(kept: &KeptIdentity, reason: &str, path: &Path) -> anyhow::Result
     Ok(())
 }
 
-/// Where a store is set aside.
-fn aside_path(data_dir: &Path) -> PathBuf {
-    data_dir.join("store.damaged")
+/// Where stores are set aside, one after the other.
+fn asides(data_dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let name = |n| match n {
+        1 => "store.damaged".to_owned(),
+        n => format!("store.damaged-{n}"),
+    };
+    (1..=ASIDE_MAX).map(move |n| data_dir.join(name(n)))
 }
 
 /// What the cluster has put on this node and its disk does not know: it was in a store that is gone. A renewal names
@@ -150,19 +159,23 @@ pub(crate) fn progress(
 
 /// Whether a store was set aside.
 pub(crate) fn is_aside(data_dir: &Path) -> bool {
-    aside_path(data_dir).exists()
+    asides(data_dir).any(|aside| aside.exists())
 }
 
-/// Deletes the store that was set aside, once nothing of it is needed. True if there was one. Blocks.
+/// Deletes what was set aside, once nothing of it is needed. True if there was anything. Blocks.
 ///
 /// # Errors
 /// What the system says; tried again, it goes on.
 pub(crate) fn delete_aside(data_dir: &Path) -> io::Result<bool> {
-    match fs::remove_dir_all(aside_path(data_dir)) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
+    let mut deleted = false;
+    for aside in asides(data_dir) {
+        match fs::remove_dir_all(aside) {
+            Ok(()) => deleted = true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(deleted)
 }
 
 fn placed_here(me: NodeId, placement: &Placement) -> impl Iterator<Item = (ShardId, ReplicaId)> {

@@ -18,6 +18,7 @@ use crate::storage::rocks::steps;
 use crate::storage::{Batch, Column};
 
 const SHARDS: u32 = 4;
+const ASIDE: &str = "store.damaged";
 
 /// Everything in a directory, by its path within it.
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -149,7 +150,7 @@ impl Damaged {
         for local in &locals {
             assert_eq!(local.state(), ReplicaState::Lost, "{when}: {local:?}");
         }
-        let aside = contents(&aside_path(data_dir));
+        let aside = contents(&data_dir.join(ASIDE));
         assert!(
             aside == self.files,
             "{when}: the store set aside is not whole"
@@ -197,7 +198,7 @@ fn a_crash_while_the_old_store_is_deleted_is_followed_by_its_deletion() {
     let damaged = Damaged::new();
     let config = config(damaged.dir.path());
     drop(start(&config, &damaged.plan));
-    let aside = aside_path(damaged.dir.path());
+    let aside = damaged.dir.path().join(ASIDE);
     for name in damaged.files.keys() {
         fs::remove_file(aside.join(name)).unwrap();
         let image = crashed(damaged.dir.path());
@@ -211,25 +212,44 @@ fn a_crash_while_the_old_store_is_deleted_is_followed_by_its_deletion() {
                 .all(|local| local.state() == ReplicaState::Lost)
         );
         delete_aside(image.path()).unwrap();
-        assert!(!aside_path(image.path()).exists());
+        assert!(!image.path().join(ASIDE).exists());
     }
 }
 
-/// Goal: a second damage during the rebuild never costs the first store. Method: the new store is damaged, too: the start
-/// is refused, says which directory to look at, and changes nothing.
+/// Goal: a node that is damaged again before its rebuild has ended begins anew, under its name, and none of its stores is
+/// lost for it. Method: each new store is damaged, until there are more than a sound disk would ever damage: that start is
+/// refused and changes nothing.
 #[test]
-fn a_store_that_is_damaged_during_its_rebuild_is_refused() {
+fn a_store_that_is_damaged_during_its_rebuild_is_set_aside_too() {
     let damaged = Damaged::new();
     let config = config(damaged.dir.path());
-    drop(start(&config, &damaged.plan));
-    damage::condemn(&keeper::store_path(&config), "again");
+    let path = keeper::store_path(&config);
+    let mut stores = Vec::new();
+    for aside in asides(damaged.dir.path()) {
+        stores.push((aside, contents(&path)));
+        let (store, founding) = start(&config, &damaged.plan);
+        assert_eq!(founding.identity(), damaged.me);
+        let locals = local::all(&*store).unwrap();
+        assert_eq!(locals.len() as u32, SHARDS + 1);
+        assert!(
+            locals
+                .iter()
+                .all(|local| local.state() == ReplicaState::Lost)
+        );
+        drop((store, founding));
+        for (aside, before) in &stores {
+            assert!(contents(aside) == *before, "{} changed", aside.display());
+        }
+        damage::condemn(&path, "again");
+    }
+    assert_eq!(stores.len(), ASIDE_MAX);
     let before = contents(damaged.dir.path());
     for _ in 0..2 {
         let refused = open(&config).err().unwrap().to_string();
-        assert!(
-            refused.contains("store.damaged was set aside before"),
-            "{refused}"
-        );
+        assert!(refused.contains("4 stores were set aside"), "{refused}");
         assert!(contents(damaged.dir.path()) == before);
     }
+    assert!(delete_aside(damaged.dir.path()).unwrap());
+    assert!(!is_aside(damaged.dir.path()));
+    drop(start(&config, &damaged.plan));
 }
