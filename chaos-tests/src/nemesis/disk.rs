@@ -1,20 +1,14 @@
-//! Disks that lose power, fill up, stand still or fail, and the mounts that let them.
+//! Disks that lose power, fill up or fail, and the mounts that let them.
 //!
 //! Each node's data lies on an ext4 file system of its own, in a file. Power is lost with `EXT4_IOC_SHUTDOWN`, without a
 //! flush of the journal: what was not synced is gone.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tokio::process::{Child, Command};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::process::Command;
 
 use super::{EFFECT_LIMIT, Fault, Field, Step};
 use crate::lab::{Lab, within};
@@ -29,7 +23,7 @@ const SHUTDOWN: &str = r#"
     for (@open) { ioctl($_, 0x8004587d, $flag) or die "ioctl: $!"; }
 "#;
 /// Written before power is lost and never synced.
-const CANARY: &str = "canary";
+pub(super) const CANARY: &str = "canary";
 const CANARY_BYTES: usize = 1 << 16;
 /// More than a full disk takes.
 const PROBE_BYTES: usize = 1 << 20;
@@ -37,18 +31,6 @@ const PROBE_BYTES: usize = 1 << 20;
 const FULL_PROBES: usize = 5;
 /// What fills a disk.
 const FILLER: &str = "filler";
-/// A sync that takes longer stands still.
-const STANDSTILL: Duration = Duration::from_secs(1);
-/// One stall of a disk that stalls.
-const STALL: Duration = Duration::from_millis(500);
-/// A slow disk answers nothing for so long, then for a moment, and so on.
-const SLOW_PAUSE: Duration = Duration::from_millis(60);
-const SLOW_MOMENT: Duration = Duration::from_millis(10);
-/// Synced writes by which it shows, and what the one in the middle takes at least.
-const SLOW_PROBES: usize = 15;
-const SLOW_MIDDLE: Duration = Duration::from_millis(10);
-/// Between two of them, so that they do not all meet the same moment.
-const SLOW_STEP: Duration = Duration::from_millis(23);
 
 /// Gives every node of a cluster that has not started a disk of its own.
 ///
@@ -77,6 +59,17 @@ fn image(lab: &Lab, name: &str) -> PathBuf {
 async fn mount(image: &Path, at: &Path) -> Result<()> {
     let mut mount = Command::new("mount");
     run(mount.args(["-o", "loop"]).arg(image).arg(at)).await
+}
+
+/// Takes off what [`prepare`] has put on: a directory in use cannot be removed.
+///
+/// # Errors
+/// When something has files open on a disk.
+pub async fn take_off(lab: &Lab) -> Result<()> {
+    for node in lab.cluster.nodes() {
+        run(Command::new("umount").arg(node.data_dir())).await?;
+    }
+    Ok(())
 }
 
 /// Takes a disk off and puts it on again, as after a reboot. Nobody may have files open on it.
@@ -262,193 +255,6 @@ async fn fill(filler: &Path) {
         // It ends when there is no room: that is no success, and what is wanted.
         let _ = run(fill.arg(&target)).await;
     }
-}
-
-/// How a disk fails to answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
-    /// Not at all, until it is healed.
-    Hangs,
-    /// Half a second late, again and again.
-    Stalls,
-    /// Always late.
-    Slow,
-}
-
-/// A disk that answers nothing: all the time, or for a moment again and again.
-#[derive(Debug)]
-pub struct Frozen {
-    pace: Pace,
-    node: u16,
-    probe: Option<Child>,
-    slowly: Option<(Arc<AtomicBool>, JoinHandle<Result<()>>)>,
-}
-
-impl Frozen {
-    /// In this way.
-    #[must_use]
-    pub fn new(pace: Pace) -> Self {
-        Self {
-            pace,
-            node: 0,
-            probe: None,
-            slowly: None,
-        }
-    }
-
-    fn canary(&self, field: &Field) -> PathBuf {
-        field.lab.cluster.node(self.node).data_dir().join(CANARY)
-    }
-
-    async fn freeze(&self, field: &Field, flag: &str) -> Result<()> {
-        freeze(&field.lab.cluster.node(self.node).data_dir(), flag).await
-    }
-
-    fn write(&self, field: &Field) -> Result<Child> {
-        let mut write = Command::new("dd");
-        let target = format!("of={}", self.canary(field).display());
-        write.args(["if=/dev/zero", "bs=4k", "count=1", "conv=fsync", &target]);
-        write.stdin(Stdio::null()).stderr(Stdio::null());
-        Ok(write.spawn()?)
-    }
-
-    /// One stall; a write begun in it does not end before it.
-    async fn stall(&self, field: &Field) -> Result<()> {
-        self.freeze(field, "--freeze").await?;
-        let start = Instant::now();
-        let written = self.write(field);
-        sleep(STALL).await;
-        self.freeze(field, "--unfreeze").await?;
-        let mut written = written?;
-        within(EFFECT_LIMIT, "the end of a stall", written.wait()).await??;
-        ensure!(start.elapsed() >= STALL, "a write went through a stall");
-        Ok(())
-    }
-
-    async fn prove_slow(&self, field: &Field) -> Result<String> {
-        let canary = self.canary(field);
-        let measured = tokio::task::spawn_blocking(move || -> Result<Vec<Duration>> {
-            let mut took = Vec::new();
-            for _ in 0..SLOW_PROBES {
-                let start = std::time::Instant::now();
-                let mut file = File::create(&canary)?;
-                file.write_all(&[b'c'; 4096])?;
-                file.sync_all()?;
-                took.push(start.elapsed());
-                std::thread::sleep(SLOW_STEP);
-            }
-            Ok(took)
-        });
-        let mut took = measured.await??;
-        took.sort_unstable();
-        let middle = took[took.len() / 2];
-        ensure!(
-            middle >= SLOW_MIDDLE,
-            "a synced write on node {} takes {middle:?}",
-            self.node
-        );
-        Ok(format!(
-            "a synced write on node {} takes {middle:?} in the middle, {:?} at worst",
-            self.node,
-            took[took.len() - 1]
-        ))
-    }
-}
-
-impl Fault for Frozen {
-    fn name(&self) -> String {
-        match self.pace {
-            Pace::Hangs => "disk that hangs".to_owned(),
-            Pace::Stalls => format!("disk that stalls for {STALL:?} again and again"),
-            Pace::Slow => format!("disk that answers only every {SLOW_PAUSE:?}"),
-        }
-    }
-
-    fn victims(&self) -> Vec<u16> {
-        vec![self.node]
-    }
-
-    fn inject<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
-        Box::pin(async move {
-            self.node = field.any_leader().await?.0;
-            let words = format!("{} of node {}", self.name(), self.node);
-            field.lab.fault(words);
-            match self.pace {
-                Pace::Stalls => self.stall(field).await?,
-                Pace::Hangs => {
-                    self.freeze(field, "--freeze").await?;
-                    self.probe = Some(self.write(field)?);
-                }
-                Pace::Slow => {
-                    let stop = Arc::new(AtomicBool::new(false));
-                    let directory = field.lab.cluster.node(self.node).data_dir();
-                    let slowing = tokio::spawn(slow(directory, Arc::clone(&stop)));
-                    self.slowly = Some((stop, slowing));
-                }
-            }
-            Ok(())
-        })
-    }
-
-    fn prove<'a>(&'a mut self, field: &'a mut Field) -> Step<'a, String> {
-        Box::pin(async move {
-            let node = self.node;
-            let Some(probe) = &mut self.probe else {
-                return match self.pace {
-                    Pace::Slow => self.prove_slow(field).await,
-                    Pace::Stalls | Pace::Hangs => {
-                        Ok(format!("a write on node {node} waited {STALL:?}"))
-                    }
-                };
-            };
-            ensure!(
-                timeout(STANDSTILL, probe.wait()).await.is_err(),
-                "a write on node {node} went through"
-            );
-            Ok(format!(
-                "a write on node {node} stands still for {STANDSTILL:?} and more"
-            ))
-        })
-    }
-
-    fn go_on<'a>(&'a mut self, field: &'a mut Field) -> Step<'a, bool> {
-        Box::pin(async move {
-            if self.pace == Pace::Stalls {
-                self.stall(field).await?;
-            }
-            Ok(true)
-        })
-    }
-
-    fn heal<'a>(&'a mut self, field: &'a mut Field) -> Step<'a> {
-        Box::pin(async move {
-            field.lab.fault(format!("disk of node {} moves", self.node));
-            if let Some((stop, slowing)) = self.slowly.take() {
-                stop.store(true, Ordering::SeqCst);
-                within(EFFECT_LIMIT, "the end of slowness", slowing).await???;
-            }
-            if let Some(mut probe) = self.probe.take() {
-                self.freeze(field, "--unfreeze").await?;
-                within(EFFECT_LIMIT, "the end of the probe", probe.wait()).await??;
-            }
-            field.start(&[self.node])
-        })
-    }
-}
-
-async fn freeze(directory: &Path, flag: &str) -> Result<()> {
-    run(Command::new("fsfreeze").arg(flag).arg(directory)).await
-}
-
-/// Stands still most of the time.
-async fn slow(directory: PathBuf, stop: Arc<AtomicBool>) -> Result<()> {
-    while !stop.load(Ordering::SeqCst) {
-        freeze(&directory, "--freeze").await?;
-        sleep(SLOW_PAUSE).await;
-        freeze(&directory, "--unfreeze").await?;
-        sleep(SLOW_MOMENT).await;
-    }
-    Ok(())
 }
 
 /// A file system that lets nobody write any more.

@@ -8,6 +8,7 @@ pub mod calls;
 pub mod clock;
 pub mod damage;
 pub mod disk;
+pub mod frozen;
 pub mod memory;
 pub mod network;
 pub mod process;
@@ -34,8 +35,7 @@ const PROBE_PACKETS: usize = 10;
 pub(crate) const EFFECT_LIMIT: Duration = Duration::from_secs(20);
 /// For shards to have all their replicas again.
 const WHOLE_LIMIT: Duration = Duration::from_secs(90);
-/// What a node that rebuilds itself keeps of its old store until it has all of it anew. Damaged again before that, it
-/// needs a person.
+/// What a node that rebuilds itself keeps of its old store until it has all of it anew. Its disk is damage enough until then.
 const SET_ASIDE: &str = "store.damaged";
 /// How often nodes that end by themselves are started again.
 const STARTS_MAX: usize = 4;

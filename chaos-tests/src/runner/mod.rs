@@ -350,6 +350,9 @@ async fn judge(
         directory.join("report.html").display()
     ));
     if verdict.passed() {
+        if options.scenario.needs().disks {
+            nemesis::disk::take_off(&field.lab).await?;
+        }
         field.lab.forget().await?;
     }
     Ok(verdict)

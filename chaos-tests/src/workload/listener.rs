@@ -31,14 +31,16 @@ const SLOW_ENTRIES: usize = 50;
 struct Kept {
     cursor: Option<Cursor>,
     seen: BTreeSet<Cursor>,
+    /// The last that it has committed.
+    acked: Option<Cursor>,
 }
 
-/// Receives until everything is there; says how much that was.
+/// Receives until everything is there and acknowledged; says how much that was.
 pub(super) async fn play(stage: &Stage, index: u64, device: &Credentials) -> Result<u64> {
     let mut chance = stage.chance(2, index);
     let mut kept = Kept::default();
     let mut result = Ok(());
-    while result.is_ok() && !complete(stage, device, &kept) {
+    while result.is_ok() && !(complete(stage, device, &kept) && kept.acked >= kept.cursor) {
         result = turn(stage, &mut chance, device, &mut kept).await;
         if stage.left().is_zero() {
             break;
@@ -93,7 +95,7 @@ async fn turn(
     // An acknowledgement beyond what this session was handed is refused, whatever an earlier one was handed.
     let mut handed = cursor;
     for _ in 0..quota {
-        let Some(incoming) = next(stage, &witness, device, kept).await else {
+        let Some(incoming) = next(stage, &witness, device, kept, handed).await else {
             break;
         };
         let cursor = incoming.cursor();
@@ -120,23 +122,25 @@ async fn turn(
     let leave_some = news && chance.random_bool(0.3);
     if let (false, Some(cursor)) = (leave_some, handed) {
         witness.ack(cursor, stage.left()).await?;
+        kept.acked = kept.acked.max(Some(cursor));
     }
     witness.close().await;
     Ok(())
 }
 
-/// The next item, unless nothing comes for a while, or nothing more is to come.
+/// The next item, unless nothing comes for a while, or nothing more is to come after what this session was `handed`.
 async fn next(
     stage: &Stage,
     witness: &Witness,
     device: &Credentials,
     kept: &Kept,
+    handed: Option<Cursor>,
 ) -> Option<Incoming> {
     let mut senders_left = stage.senders_left.subscribe();
     let finished = async {
         // The sender of the watch lives as long as the stage.
         let _ = senders_left.wait_for(|left| *left == 0).await;
-        if !complete(stage, device, kept) {
+        if !complete(stage, device, kept) || handed < kept.cursor {
             std::future::pending::<()>().await;
         }
     };
