@@ -315,6 +315,11 @@ impl Peers for Script {
 
 /// The router of a node that holds no replica, in a cluster of three, with one shard.
 pub(crate) fn router(script: &Arc<Script>) -> Arc<Router> {
+    router_over(replicas(script), script)
+}
+
+/// As [`router`], with replicas that may be opened.
+pub(crate) fn router_over(replicas: Arc<Replicas>, script: &Arc<Script>) -> Arc<Router> {
     let nodes = (1..=3).map(|number| NodeRecord {
         id: node(number).to_string(),
         ..NodeRecord::default()
@@ -332,13 +337,21 @@ pub(crate) fn router(script: &Arc<Script>) -> Arc<Router> {
     });
     // Nobody says that it changes; what was said last stays.
     let (_, placements) = watch::channel(Arc::new(placement.unwrap()));
+    Arc::new(Router::new(
+        Arc::clone(script) as Arc<_>,
+        replicas,
+        placements,
+    ))
+}
+
+/// The replicas of a node in a cluster of three, with one shard; none yet.
+pub(crate) fn replicas(script: &Arc<Script>) -> Arc<Replicas> {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let peers: Arc<dyn Peers> = Arc::clone(script) as Arc<_>;
-    let replicas = Replicas::new(Context {
+    Arc::new(Replicas::new(Context {
         config: Arc::new(Config::default()),
         syncer: Arc::new(Syncer::inline(Arc::clone(&store), |_| ())),
         store,
-        peers: Arc::clone(&peers),
+        peers: Arc::clone(script) as Arc<_>,
         wall: Arc::new(|| NOON_MS),
         vitals: Arc::new(Vitals::default()),
         nodes: 3,
@@ -347,6 +360,5 @@ pub(crate) fn router(script: &Arc<Script>) -> Arc<Router> {
         feature_level: Arc::new(|_| crate::versions::FEATURE_LEVEL),
         outbox: Arc::default(),
         cluster_changed: Arc::new(|_| ()),
-    });
-    Arc::new(Router::new(peers, Arc::new(replicas), placements))
+    }))
 }

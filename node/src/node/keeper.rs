@@ -75,6 +75,7 @@ impl Keeper {
             if !stalled {
                 self.replicas.heartbeat().await;
             }
+            self.replicas.look_around();
         }
     }
 

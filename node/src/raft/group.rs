@@ -390,6 +390,17 @@ impl Group {
             .answered_within(target, self.timing.election_max)
     }
 
+    /// For how long this replica has heard neither of a leader nor of a majority of the voters. One that leads and is heard
+    /// by nobody learns nothing from its own signs.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        let majority = self.contact.quorum_silence();
+        match self.state.borrow().role {
+            Role::Leader => majority,
+            _ => majority.min(self.contact.leader_at().elapsed()),
+        }
+    }
+
     /// Purges what the log need not keep; returns up to which index it asked openraft to, if there was anything. Call
     /// it several times within [`Keep::age`]: an entry counts as old as the call before it was written.
     ///

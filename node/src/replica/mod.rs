@@ -6,6 +6,7 @@
 mod barrier;
 mod chores;
 pub mod clock;
+mod cut_off;
 mod delivery;
 mod error;
 mod hand_over;
@@ -19,6 +20,7 @@ pub mod proposal;
 mod proposer;
 mod reads;
 mod replicas;
+mod report;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -95,6 +95,12 @@ impl Router {
         ShardId::of(user, self.placement.borrow().shards)
     }
 
+    /// See [`Replicas::cut_off`].
+    #[must_use]
+    pub fn cut_off(&self) -> watch::Receiver<bool> {
+        self.replicas.cut_off()
+    }
+
     /// Proposes a command at the shard's leader, wherever it is, and waits until it is committed and applied.
     ///
     /// # Errors

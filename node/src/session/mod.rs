@@ -106,12 +106,30 @@ impl Sessions {
     where
         S: Stream<Item = Result<ClientFrame, E>> + Unpin,
     {
-        let opening = hello::open(&self.router, &self.settings, &mut incoming);
-        let opened = tokio::select! {
-            opened = opening => opened,
-            () = self.drain.cancelled() => return self.go_elsewhere(outgoing, DRAINING),
+        let why = {
+            let session = self.serve(&mut incoming, outgoing);
+            tokio::select! {
+                reason = session => return reason,
+                why = self.cannot_serve() => why,
+            }
         };
-        let opened = match opened {
+        self.go_elsewhere(outgoing, why)
+    }
+
+    /// Returns when other nodes are better for a client than this one, and says why.
+    async fn cannot_serve(&self) -> &'static str {
+        let mut cut_off = self.router.cut_off();
+        tokio::select! {
+            () = self.drain.cancelled() => "the node is stopping",
+            Ok(_) = cut_off.wait_for(|cut_off| *cut_off) => "this node hears no other node",
+        }
+    }
+
+    async fn serve<S, E>(&self, incoming: &mut S, outgoing: &Outgoing) -> Reason
+    where
+        S: Stream<Item = Result<ClientFrame, E>> + Unpin,
+    {
+        let opened = match hello::open(&self.router, &self.settings, incoming).await {
             Ok(Some(opened)) => opened,
             Ok(None) => return "closed",
             Err(error) => {
@@ -144,10 +162,7 @@ impl Sessions {
             ),
             outgoing,
         };
-        tokio::select! {
-            reason = session.run(&mut incoming) => reason,
-            () = self.drain.cancelled() => self.go_elsewhere(outgoing, DRAINING),
-        }
+        session.run(incoming).await
     }
 
     fn go_elsewhere(&self, outgoing: &Outgoing, why: &str) -> Reason {
@@ -168,8 +183,6 @@ impl Sessions {
         "go_elsewhere"
     }
 }
-
-const DRAINING: &str = "the node is stopping";
 
 struct Session<'a> {
     sends: Sends,
@@ -288,5 +301,66 @@ fn reason_of(code: Code) -> Reason {
         Code::Unavailable => "unavailable",
         Code::BadCursor => "bad_cursor",
         _ => "refused",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+
+    use roost_proto::storage::{LocalReplica, ReplicaState};
+
+    use super::*;
+    use crate::testing::{SHARD, Script, node, replicas, router_over};
+    use crate::types::ReplicaId;
+
+    /// Goal: a node that is cut off keeps nobody, and takes nobody. Found by partitions: its clients waited for leaders that
+    /// only others could hear. Method: a node whose one replica is in a group of three, and two that never answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_hears_no_other_sends_everybody_elsewhere() {
+        let script = Arc::new(Script::new(|_, _| None));
+        let replicas = replicas(&script);
+        let local = LocalReplica {
+            shard: SHARD.0,
+            replica: 1,
+            state: ReplicaState::Active.into(),
+            ..LocalReplica::default()
+        };
+        let members = (1..=3).map(|number| (ReplicaId(number.into()), node(number)));
+        let members: BTreeMap<_, _> = members.collect();
+        replicas.open(&local, Some(members)).await.unwrap();
+        let sessions = Sessions::new(
+            router_over(Arc::clone(&replicas), &script),
+            &Config::default(),
+        );
+        let connect = || {
+            sessions.spawn(futures::stream::pending::<
+                Result<ClientFrame, std::io::Error>,
+            >())
+        };
+        let mut before = connect();
+        tokio::time::sleep(Duration::from_millis(850)).await;
+        for _ in 0..10 {
+            replicas.look_around();
+        }
+        assert!(
+            futures::poll!(before.next()).is_pending(),
+            "an election takes as long"
+        );
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        for _ in 0..10 {
+            replicas.look_around();
+        }
+        for mut frames in [before, connect()] {
+            match frames.next().await.unwrap().frame {
+                Some(Out::Goodbye(goodbye)) => {
+                    let error = goodbye.error.unwrap();
+                    assert_eq!((error.code(), error.retryable), (Code::GoElsewhere, true));
+                }
+                other => panic!("unexpected {other:?}"),
+            }
+        }
     }
 }

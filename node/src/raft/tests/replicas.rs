@@ -155,6 +155,28 @@ async fn a_replica_that_was_away_does_not_know_its_lag_until_its_leader_speaks()
     }
 }
 
+/// A replica that is cut off knows how long it has heard nobody, whether it follows or leads, and the others do not count
+/// its silence.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_cut_off_knows_for_how_long() {
+    const LONG: Duration = Duration::from_secs(2);
+    let cluster = Cluster::start(14).await;
+    let leader = cluster.leader().await;
+    let follower = leader % 3 + 1;
+    for away in [follower, leader] {
+        cluster.isolate(away);
+        tokio::time::sleep(LONG + Timing::LOCAL.election_max).await;
+        for number in 1..=3 {
+            let silence = cluster.group(number).silence();
+            assert_eq!(silence > LONG, number == away, "{number}: {silence:?}");
+        }
+        cluster.heal();
+        tokio::time::sleep(LONG).await;
+        let silence = cluster.group(away).silence();
+        assert!(silence < LONG, "{silence:?}");
+    }
+}
+
 /// The log no longer reaches back: the replica gets a snapshot, in several chunks, into a new generation, and the old
 /// one is gone. It holds after a restart too.
 #[tokio::test(start_paused = true)]
