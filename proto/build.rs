@@ -11,6 +11,9 @@ const FILES: &[&str] = &[
     "roost/peer/v1/peer.proto",
 ];
 
+/// Whose streams are sessions.
+const SESSIONS: &str = "roost/v1/messaging.proto";
+
 /// What clients are told of by server reflection; the rest is between nodes, or on disk.
 const CLIENT_FILES: &[&str] = &["roost/v1/messaging.proto", "roost/admin/v1/admin.proto"];
 
@@ -22,5 +25,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .compile_fds(protox::compile(FILES, ["proto"])?)?;
+    // Once more, in place of what was just made: only sessions are so many that their buffers count.
+    tonic_prost_build::configure()
+        .bytes(".")
+        .codec_path("crate::codec::SmallBuffers")
+        .compile_fds(protox::compile([SESSIONS], ["proto"])?)?;
     Ok(())
 }

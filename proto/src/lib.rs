@@ -2,6 +2,8 @@
 //!
 //! The comments in those files are the documentation; rustdoc shows them.
 
+pub mod codec;
+
 pub use roost::admin::v1 as admin;
 pub use roost::peer::v1 as peer;
 pub use roost::storage::v1 as storage;
