@@ -135,7 +135,9 @@ async fn without_syncs_power_loss_is_noticed() -> Result<()> {
         );
     }
     println!("without syncs the loss was noticed, as it should be");
-    Ok(())
+    let Stage { lab, disks } = stage;
+    drop(disks);
+    lab.forget().await
 }
 
 fn install_no_sync() -> bool {
