@@ -84,7 +84,9 @@ impl Controller {
                 refreshed = Some(Instant::now());
             }
             for node in self.router.placement().nodes().keys() {
-                match self.vitals.may_lead(*node) {
+                // It would shed at once what it got.
+                let right = self.vitals.clock_within(*node, self.clock_offset_max_ms);
+                match right && self.vitals.may_lead(*node) {
                     true => drop(well.entry(*node).or_insert_with(Instant::now)),
                     false => drop(well.remove(node)),
                 }
@@ -215,7 +217,9 @@ impl Controller {
         let mut moved = 0;
         for replica in self.replicas.all() {
             let shard = replica.shard();
-            if moved == most || !replica.serves() || refused.contains_key(&shard) {
+            // Whoever refuses messages has none that another attempt would hold back.
+            let left_alone = !sheds && refused.contains_key(&shard);
+            if moved == most || !replica.serves() || left_alone {
                 continue;
             }
             let Some((id, node)) = self.better_leader(&replica, sheds, &settled) else {

@@ -116,6 +116,15 @@ impl Vitals {
         })
     }
 
+    /// Whether a node's clock was within `within_ms` of this node's when it was read.
+    #[must_use]
+    pub fn clock_within(&self, node: NodeId, within_ms: u64) -> bool {
+        let others = self.others.lock();
+        others
+            .get(&node)
+            .is_some_and(|noted| noted.reading.wall_ms.abs_diff(noted.own_wall_ms) <= within_ms)
+    }
+
     /// What others have said lately, all clocks as they must show by now if they only went on.
     fn fresh(&self) -> impl Iterator<Item = Noted> {
         let others = self.others.lock();
@@ -293,6 +302,14 @@ mod tests {
         ] {
             vitals.note(node, reading, 0);
             assert_eq!(vitals.may_lead(node), may, "{reading:?}");
+        }
+        assert!(
+            !vitals.clock_within(NodeId::from_random([2; 16]), 10),
+            "not heard of"
+        );
+        for (own_wall_ms, within) in [(0, true), (10, true), (11, false)] {
+            vitals.note(node, Reading { wall_ms: 0, ..well }, own_wall_ms);
+            assert_eq!(vitals.clock_within(node, 10), within, "{own_wall_ms}");
         }
         tokio::time::advance(READING_AGE_MAX).await;
         assert!(!vitals.may_lead(node), "it has not been heard of lately");
