@@ -148,7 +148,8 @@ impl Keeper {
         loop {
             tick.tick().await;
             let replicas = self.replicas.all();
-            let bytes = self.config.raft.log_bytes_max / (replicas.len() as u64).max(1);
+            let lengths = replicas.iter().map(|replica| replica.group().log_bytes());
+            let bytes = longest_kept(lengths.collect(), self.config.raft.log_bytes_max);
             for replica in replicas {
                 if let Err(error) = replica.group().collect(Keep { age, bytes }).await {
                     tracing::error!(shard = %replica.shard(), %error, "cannot purge a log");
@@ -192,6 +193,20 @@ impl Keeper {
             }
         }
     }
+}
+
+/// How long a log may be so that all together take `most` bytes and no log that is shorter loses anything.
+fn longest_kept(mut lengths: Vec<u64>, most: u64) -> u64 {
+    lengths.sort_unstable();
+    let (mut left, mut logs) = (most, lengths.len() as u64);
+    for length in lengths {
+        if length > left / logs {
+            return left / logs;
+        }
+        left -= length;
+        logs -= 1;
+    }
+    most
 }
 
 /// Hears of the cluster as the meta shard has it: keeps the newest on disk and tells whoever watches.
@@ -260,4 +275,18 @@ fn measure_syncs(before: &crate::storage::syncer::Stats, now: &crate::storage::s
 fn spawn(stop: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
     let stop = stop.clone();
     tokio::spawn(async move { stop.run_until_cancelled(work).await });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_logs_are_purged_first() {
+        assert_eq!(longest_kept(vec![], 100), 100);
+        assert_eq!(longest_kept(vec![10, 20, 70], 100), 100);
+        assert_eq!(longest_kept(vec![90, 10, 20], 100), 70);
+        assert_eq!(longest_kept(vec![90, 10, 80], 100), 45);
+        assert_eq!(longest_kept(vec![50, 50, 50, 50], 100), 25);
+    }
 }
