@@ -258,15 +258,9 @@ pub(crate) fn store_path(config: &Config) -> PathBuf {
 fn measure_syncs(before: &crate::storage::syncer::Stats, now: &crate::storage::syncer::Stats) {
     let syncs = now.syncs - before.syncs;
     if syncs > 0 {
-        let took = now
-            .total_sync
-            .saturating_sub(before.total_sync)
-            .as_secs_f64()
-            / syncs as f64;
         let answered = (now.answered - before.answered) as f64 / syncs as f64;
-        // Means over the last second, each counted as often as there were syncs.
+        // The mean over the last second, counted as often as there were syncs.
         for _ in 0..syncs {
-            metrics::SYNC_LATENCY.handle().record(took);
             metrics::SYNC_CALLBACKS.handle().record(answered);
         }
     }

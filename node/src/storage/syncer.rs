@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Error, Store};
+use crate::metrics;
 use crate::sabotage::{self, Break};
 
 /// Between the beginnings of two syncs. A disk that syncs faster would be asked several times for what one sync could
@@ -31,8 +32,6 @@ pub struct Stats {
     pub answered: u64,
     /// How long the last sync took.
     pub last_sync: Duration,
-    /// How long all of them took together.
-    pub total_sync: Duration,
 }
 
 /// See the module. Dropping it answers what still waits, after a last sync; a disk that hangs holds it up.
@@ -181,13 +180,13 @@ impl Shared {
     }
 
     fn answer(&self, callbacks: Vec<Callback>, took: Duration) {
+        metrics::SYNC_LATENCY.handle().record(took);
         {
             let mut queue = self.queue.lock();
             queue.sync_began = None;
             queue.stats.syncs += 1;
             queue.stats.answered += callbacks.len() as u64;
             queue.stats.last_sync = took;
-            queue.stats.total_sync += took;
         }
         for callback in callbacks {
             callback();
