@@ -11,8 +11,8 @@ const SENDERS: usize = 4;
 const RECIPIENTS_EACH: usize = 5;
 /// In each queue, below every bound of one.
 const ENTRIES: usize = 50_000;
-const IDLE_KIB_MAX: u64 = 200 << 10;
-const GROWTH_KIB_MAX: u64 = 100 << 10;
+const IDLE_KIB_MAX: u64 = 200_000_000 / 1024;
+const GROWTH_KIB_MAX: u64 = 100_000_000 / 1024;
 
 /// Goal: an idle node with 32 shards stays under 200 MB, and a million queued entries add less than 100 MB to any node,
 /// at its highest and not only afterwards. Method: default settings; the kernel's own count of each process before, and

@@ -10,6 +10,7 @@ mod clock;
 mod command_line;
 mod damage;
 mod deletion;
+mod demo;
 mod dev;
 mod devices;
 mod examples;
