@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::future::Future;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -87,6 +88,8 @@ pub struct Lab {
     /// What clients see.
     pub history: History,
     shards: u32,
+    /// What no log and no metric may show: names of accounts, and keys in every way a program would print them.
+    secrets: Mutex<Vec<String>>,
     directory: Option<TempDir>,
     _turn: Option<File>,
 }
@@ -122,6 +125,7 @@ impl Lab {
             cluster: Cluster::prepare(adapt(config))?,
             history: History::create(&directory.path().join("history.jsonl"))?,
             shards: setup.shards,
+            secrets: Mutex::default(),
             directory: Some(directory),
             _turn: turn,
         })
@@ -169,6 +173,12 @@ impl Lab {
         self.history.record(Event::DeviceAdded {
             device: device(&credentials),
         });
+        let key = &credentials.key[..];
+        let hexadecimal: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        secrets.extend([user.to_owned(), hexadecimal]);
+        secrets.extend([format!("{key:?}"), format!("{:?}", credentials.key)]);
+        drop(secrets);
         Ok(credentials)
     }
 
@@ -362,12 +372,38 @@ impl Lab {
         )
     }
 
-    /// Checks the history, stops the nodes and removes all files.
+    /// No node shows in its log, or in its metrics, who its users are or what lets them in.
     ///
     /// # Errors
-    /// When the history breaks the contract; then the files are kept.
+    /// When one does, saying which node; the secret is in the files that are kept.
+    async fn check_secrets(&self) -> Result<()> {
+        let mut shown = Vec::new();
+        for node in self.cluster.nodes() {
+            shown.push(("log", node.number(), self.log(node.number())?));
+            // A node that was killed has none.
+            if let Ok(metrics) = node.get("/metrics").await {
+                shown.push(("metrics", node.number(), metrics.body));
+            }
+        }
+        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        secrets.extend(self.cluster.admin_token().ok());
+        for (place, k, text) in shown {
+            let found = secrets.iter().any(|secret| text.contains(secret.as_str()));
+            ensure!(
+                !found,
+                "a user's name or a secret is in the {place} of node {k}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks the history and what the nodes show, stops the nodes and removes all files.
+    ///
+    /// # Errors
+    /// When the history breaks the contract, or a node shows a secret; then the files are kept.
     pub async fn pass(self) -> Result<()> {
         self.check()?;
+        self.check_secrets().await?;
         self.forget().await
     }
 
