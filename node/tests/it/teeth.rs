@@ -9,8 +9,8 @@ use crate::simulation::child;
 use crate::simulation::plan;
 use crate::simulation::run::{Plan, Told};
 
-/// Seeds that a break may need; the simulation's own, from the first.
-const SEEDS: std::ops::RangeInclusive<u64> = 1..=100;
+/// Seeds that a break may need: those which a node that breaks none passes every day.
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=300;
 /// Clients of a broken cluster wait in vain, so they give up earlier; seconds of virtual time.
 const LIMIT_S: u64 = 100;
 
