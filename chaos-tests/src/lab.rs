@@ -3,12 +3,14 @@
 //!
 //! The directory (node logs, data, history) is removed after [`Lab::pass`] and kept, and named, after anything else.
 
+mod secrets;
+mod setup;
+
 use std::env;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -18,6 +20,8 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use xxhash_rust::xxh3::xxh3_64;
 
+use self::secrets::Secrets;
+pub use self::setup::Setup;
 use crate::checker;
 use crate::history::{Device, Event, History};
 
@@ -29,57 +33,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Violations that are printed; the history has the rest.
 const VIOLATIONS_SHOWN: usize = 20;
 
-/// What cluster to start.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// How many nodes.
-    pub nodes: u16,
-    /// How many shards, a power of two.
-    pub shards: u32,
-    /// TOML for every node, over the defaults.
-    pub toml: String,
-    /// Waits until no other such cluster runs on this machine.
-    pub alone: bool,
-}
-
-impl Setup {
-    /// So many nodes, eight shards, default settings.
-    #[must_use]
-    pub fn nodes(nodes: u16) -> Self {
-        Self {
-            nodes,
-            shards: 8,
-            toml: String::new(),
-            alone: false,
-        }
-    }
-
-    /// Takes turns with other clusters of this kind: two loaded ones at once tell nothing about either on a small
-    /// machine.
-    #[must_use]
-    pub fn alone(self) -> Self {
-        Self {
-            alone: true,
-            ..self
-        }
-    }
-
-    /// With these settings.
-    #[must_use]
-    pub fn toml(self, toml: impl Into<String>) -> Self {
-        Self {
-            toml: toml.into(),
-            ..self
-        }
-    }
-
-    /// With so many shards.
-    #[must_use]
-    pub fn shards(self, shards: u32) -> Self {
-        Self { shards, ..self }
-    }
-}
-
 /// A cluster under test.
 #[derive(Debug)]
 pub struct Lab {
@@ -88,8 +41,7 @@ pub struct Lab {
     /// What clients see.
     pub history: History,
     shards: u32,
-    /// What no log and no metric may show: names of accounts, and keys in every way a program would print them.
-    secrets: Mutex<Vec<String>>,
+    secrets: Secrets,
     directory: Option<TempDir>,
     _turn: Option<File>,
 }
@@ -125,7 +77,7 @@ impl Lab {
             cluster: Cluster::prepare(adapt(config))?,
             history: History::create(&directory.path().join("history.jsonl"))?,
             shards: setup.shards,
-            secrets: Mutex::default(),
+            secrets: Secrets::default(),
             directory: Some(directory),
             _turn: turn,
         })
@@ -173,12 +125,7 @@ impl Lab {
         self.history.record(Event::DeviceAdded {
             device: device(&credentials),
         });
-        let key = &credentials.key[..];
-        let hexadecimal: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-        secrets.extend([user.to_owned(), hexadecimal]);
-        secrets.extend([format!("{key:?}"), format!("{:?}", credentials.key)]);
-        drop(secrets);
+        self.secrets.add(&credentials);
         Ok(credentials)
     }
 
@@ -385,12 +332,11 @@ impl Lab {
                 shown.push(("metrics", node.number(), metrics.body));
             }
         }
-        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-        secrets.extend(self.cluster.admin_token().ok());
+        let token = self.cluster.admin_token().ok();
         for (place, k, text) in shown {
-            let found = secrets.iter().any(|secret| text.contains(secret.as_str()));
+            let token = token.as_ref().is_some_and(|token| text.contains(token));
             ensure!(
-                !found,
+                !token && !self.secrets.are_in(&text),
                 "a user's name or a secret is in the {place} of node {k}"
             );
         }
